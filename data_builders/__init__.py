@@ -1,0 +1,1 @@
+"""Raw corpora to clips: one file per corpus, one contract (rows.py)."""

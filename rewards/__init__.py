@@ -1,0 +1,1 @@
+"""Rewards: pure functions of completions and corpus columns, in TRL's signature."""
