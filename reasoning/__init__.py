@@ -1,1 +1,1 @@
-"""The library: what an emotion distribution is, how a model is asked, trained, run and scored."""
+"""What an emotion distribution is, and how a speech LLM is asked for one, trained towards it, run and scored."""

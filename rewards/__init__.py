@@ -1,1 +1,1 @@
-"""Rewards: pure functions of completions and corpus columns, in TRL's signature."""
+"""Reward functions: pure, in TRL's signature, one file per family."""

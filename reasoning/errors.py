@@ -1,0 +1,59 @@
+"""Errors a user can act on: each names the row, the field, what was wrong, and what mends it."""
+
+
+class EquivoxError(Exception):
+    """Base of every error that Equivox raises on purpose; commands print it as one line and exit with status 2.
+
+    what: what was found and what was expected. row: the clip id, line or file it concerns. field: the column, key or
+    argument. cure: the command or edit that mends it.
+    """
+
+    def __init__(self, what: str, *, row: str | None = None, field: str | None = None, cure: str | None = None) -> None:
+        self.what, self.row, self.field, self.cure = what, row, field, cure
+        place = " ".join(part for part in (f"[{row}]" if row else "", f"{field}:" if field else "") if part)
+        mend = f" To mend: {cure}" if cure else ""
+        super().__init__(f"{place} {what}{mend}".strip())
+
+    def __reduce__(self) -> tuple:
+        # Keyword-only arguments do not survive the default pickling, and worker processes send errors home by pickle.
+        return _rebuild, (type(self), self.what, self.row, self.field, self.cure)
+
+
+def _rebuild(kind: type[EquivoxError], what: str, row: str | None, field: str | None, cure: str | None) -> EquivoxError:
+    return kind(what, row=row, field=field, cure=cure)
+
+
+class AudioError(EquivoxError):
+    """A clip's audio is missing, is no audio, or cannot be used."""
+
+
+class RowError(EquivoxError):
+    """A clip row breaks the clip contract."""
+
+
+class CorpusError(EquivoxError):
+    """A corpus folder is not what its reader expects."""
+
+
+class DistributionError(EquivoxError):
+    """Numbers that should be a probability distribution are not."""
+
+
+class ConfigError(EquivoxError):
+    """A configuration key or value cannot be used."""
+
+
+class ModelError(EquivoxError):
+    """A checkpoint or adapter cannot be used as asked."""
+
+
+class DownloadError(EquivoxError):
+    """Weights could not be fetched, or are not the ones that were pinned."""
+
+
+class EvaluationError(EquivoxError):
+    """Predictions cannot be made or scored as asked."""
+
+
+class RewardError(EquivoxError):
+    """A reward function cannot be loaded or failed on a completion."""

@@ -1,0 +1,1 @@
+"""One Engine protocol; evaluation never knows which engine ran."""

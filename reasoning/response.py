@@ -1,0 +1,142 @@
+"""The answer grammar: the only writer and the only reader of a model's text.
+
+    <think>
+    ...
+    </think>
+    <answer>Vote: sad
+    Shares: anger 0.00, disgust 0.05, fear 0.15, happy 0.00, neutral 0.30, sad 0.50</answer>
+
+The think block is there only when thinking was asked for. Vote is one listener's vote; Shares is the distribution.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reasoning.distributions import floor_shares
+from reasoning.emotions import EmotionSet
+from reasoning.errors import ConfigError
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+ANSWER_PREFIX = "<answer>Vote:"
+"""What stands before the label readout; labels follow with a leading space."""
+
+SUM_TOLERANCE = 0.02
+_SHARE = re.compile(r"([a-z]+) (-?\d+(?:\.\d+)?)", re.ASCII)
+_ANSWER = re.compile(r"Vote: ([^\n]*)\nShares: ([^\n]*)")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a response says.
+
+    probabilities: shares in EmotionSet order that sum to 1, or None when the answer cannot be used. vote: the emotion
+    named after Vote, or None. thinking: the text of the think block, or None. problems: why it cannot be used; empty
+    exactly when probabilities is not None. Names: no_answer, truncated, several_answers, text_after_answer,
+    bad_think, bad_layout, unknown_label, repeated_label, missing_label, bad_order, negative, bad_sum.
+    """
+
+    probabilities: tuple[float, ...] | None
+    vote: str | None
+    thinking: str | None
+    problems: tuple[str, ...]
+
+
+def round_shares(probabilities: Sequence[float], digits: int = 2) -> tuple[int, ...]:
+    """Whole hundredths (for digits=2) that sum to exactly 10**digits, by largest remainder; ties go to the earlier.
+
+    Raises DistributionError when `probabilities` is not a distribution.
+    """
+    whole = 10**digits
+    scaled = [float(p) * whole for p in floor_shares([list(probabilities)], 0.0)[0]]
+    # 1e-9 keeps 0.29 * 100 = 28.999999999999996 from losing its own hundredth.
+    parts = [int(s + 1e-9) for s in scaled]
+    order = sorted(range(len(scaled)), key=lambda i: (-(scaled[i] - parts[i]), i))
+    for i in order[: whole - sum(parts)]:
+        parts[i] += 1
+    return tuple(parts)
+
+
+def write_response(probabilities: Sequence[float], vote: str, emotions: EmotionSet, thinking: str | None = None) -> str:
+    """The response text for a distribution (K,), one vote, and optional thinking. `read_response` reads it back.
+
+    Shares are rounded to hundredths that sum to 1. Raises ConfigError when `vote` is not an emotion's name or
+    `thinking` holds a tag of the grammar.
+    """
+    if vote not in emotions.names or len(probabilities) != len(emotions):
+        raise ConfigError(f"vote {vote!r} with {len(probabilities)} shares does not fit {emotions.names}", field="vote")
+    hundredths = round_shares(probabilities)
+    shares = ", ".join(f"{n} {h // 100}.{h % 100:02d}" for n, h in zip(emotions.names, hundredths, strict=True))
+    answer = f"{ANSWER_PREFIX} {vote}\nShares: {shares}{ANSWER_CLOSE}"
+    if thinking is None:
+        return answer
+    if any(tag in thinking for tag in (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)):
+        raise ConfigError("holds a tag of the answer grammar", field="thinking")
+    return f"{THINK_OPEN}\n{thinking.strip()}\n{THINK_CLOSE}\n{answer}"
+
+
+def read_response(text: str, emotions: EmotionSet) -> Reading:
+    """What `text` says: strict and total. Any string gives a Reading; nothing is guessed around a problem."""
+    thinking, rest, problems = _split_thinking(text.strip())
+    opened, closed = rest.count(ANSWER_OPEN), rest.count(ANSWER_CLOSE)
+    if opened == 0:
+        return Reading(None, None, thinking, (*problems, "no_answer"))
+    if opened > 1 or closed > 1:
+        return Reading(None, None, thinking, (*problems, "several_answers"))
+    before, body = rest.split(ANSWER_OPEN, 1)
+    if before.strip():
+        problems.append("text_before_answer")
+    if closed == 0:
+        return Reading(None, None, thinking, (*problems, "truncated"))
+    body, after = body.split(ANSWER_CLOSE, 1)
+    if after.strip():
+        problems.append("text_after_answer")
+    match = _ANSWER.fullmatch(body)
+    if match is None:
+        return Reading(None, None, thinking, (*problems, "bad_layout"))
+    vote = match[1] if match[1] in emotions.names else None
+    if vote is None:
+        problems.append("unknown_label")
+    shares, share_problems = _read_shares(match[2], emotions)
+    problems += [p for p in share_problems if p not in problems]
+    return Reading(None if problems else shares, vote, thinking, tuple(problems))
+
+
+def _split_thinking(text: str) -> tuple[str | None, str, list[str]]:
+    """(thinking, what follows it, problems) of a response that may open with one think block."""
+    if text.count(THINK_OPEN) == 0 and text.count(THINK_CLOSE) == 0:
+        return None, text, []
+    if text.count(THINK_OPEN) == 1 and text.count(THINK_CLOSE) == 0 and text.startswith(THINK_OPEN):
+        return text[len(THINK_OPEN) :].strip(), "", ["truncated"]
+    if text.count(THINK_OPEN) != 1 or text.count(THINK_CLOSE) != 1 or not text.startswith(THINK_OPEN):
+        return None, text, ["bad_think"]
+    thinking, rest = text[len(THINK_OPEN) :].split(THINK_CLOSE, 1)
+    return thinking.strip(), rest.strip(), []
+
+
+def _read_shares(line: str, emotions: EmotionSet) -> tuple[tuple[float, ...] | None, list[str]]:
+    """Shares in EmotionSet order, or None and why not."""
+    pairs = [_SHARE.fullmatch(part) for part in line.split(", ")]
+    if any(pair is None for pair in pairs):
+        return None, ["bad_layout"]
+    names = [pair[1] for pair in pairs if pair]
+    values = [float(pair[2]) for pair in pairs if pair]
+    problems = []
+    if any(name not in emotions.names for name in names):
+        problems.append("unknown_label")
+    if len(set(names)) != len(names):
+        problems.append("repeated_label")
+    if not set(emotions.names) <= set(names):
+        problems.append("missing_label")
+    if not problems and tuple(names) != emotions.names:
+        problems.append("bad_order")
+    if any(value < 0 for value in values):
+        problems.append("negative")
+    total = sum(values)
+    # The slack keeps sums that are exactly 2% off in decimal on the accepting side in binary.
+    if not abs(total - 1) <= SUM_TOLERANCE + 1e-9:
+        problems.append("bad_sum")
+    return (None, problems) if problems else (tuple(v / total for v in values), [])

@@ -1,0 +1,1 @@
+"""Collation, the ambiguity objective, and one file per trainer."""
