@@ -1,0 +1,85 @@
+"""Folds: nobody is trained on and tested, and every fold looks like the corpus."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_builders.folds import assign_folds, dev_speakers, place, split_of
+from reasoning.clips import Clip
+from reasoning.errors import CorpusError
+
+
+def clips_of(counts: dict[str, int], sexes: dict[str, str]) -> list[Clip]:
+    return [
+        Clip(
+            f"{speaker}-{i}",
+            "a.wav",
+            1.0,
+            "hi",
+            "en",
+            speaker,
+            sexes[speaker],
+            30,
+            "train",
+            0,
+            (1, 0),
+            1,
+            None,
+            "human",
+        )
+        for speaker, n in counts.items()
+        for i in range(n)
+    ]
+
+
+SPEAKERS = {f"s{i:02d}": 12 + i % 5 for i in range(66)}
+SEXES = {speaker: "male" if i % 2 else "female" for i, speaker in enumerate(SPEAKERS)}
+
+
+def test_folds_are_balanced_by_clips_and_by_sex():
+    folds = assign_folds(SPEAKERS, SEXES)
+    clips, by_sex = Counter(), Counter()
+    for speaker, fold in folds.items():
+        clips[fold] += SPEAKERS[speaker]
+        by_sex[SEXES[speaker], fold] += 1
+    assert set(clips) == set(range(5))
+    assert max(clips.values()) - min(clips.values()) <= max(SPEAKERS.values())
+    for sex in ("male", "female"):
+        counts = [by_sex[sex, fold] for fold in range(5)]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_folds_depend_on_the_seed_and_not_on_the_order_of_speakers():
+    backwards = dict(reversed(SPEAKERS.items()))
+    assert assign_folds(SPEAKERS, SEXES) == assign_folds(backwards, SEXES)
+    assert assign_folds(SPEAKERS, SEXES) != assign_folds(SPEAKERS, SEXES, seed=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.text("abcdef", min_size=1), st.integers(1, 40), min_size=5, max_size=30), st.integers(0, 4))
+def test_splits_are_speaker_disjoint_and_complete_for_any_corpus(counts, fold):
+    sexes = {speaker: "male" if len(speaker) % 2 else "female" for speaker in counts}
+    clips = place(clips_of(counts, sexes))
+    splits = split_of(clips, fold)
+    speakers = {name: {c.speaker for c, s in zip(clips, splits, strict=True) if s == name} for name in set(splits)}
+    assert speakers["test"] == {c.speaker for c in clips if c.fold == fold}
+    assert sum(len(s) for s in speakers.values()) == len(counts)
+    assert set(splits) == {"train", "dev", "test"}
+
+
+def test_dev_is_half_of_the_next_fold_in_both_sexes():
+    clips = place(clips_of(SPEAKERS, SEXES))
+    for fold in range(5):
+        pool = {c.speaker for c in clips if c.fold == (fold + 1) % 5}
+        dev = dev_speakers(clips, fold)
+        assert dev < pool
+        assert abs(len(dev) - len(pool) / 2) <= 0.5
+        for sex in ("male", "female"):
+            assert abs(2 * sum(SEXES[s] == sex for s in dev) - sum(SEXES[s] == sex for s in pool)) <= 1
+
+
+def test_fewer_speakers_than_folds_are_refused():
+    with pytest.raises(CorpusError, match="4 speakers cannot fill 5"):
+        assign_folds(dict.fromkeys("abcd", 3), dict.fromkeys("abcd"))
