@@ -1,0 +1,1 @@
+"""From predictions to scores: metrics, intervals over speakers, baselines, human reference points and the report."""
