@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Makes the environment in .venv once; a second run sees that nothing changed and returns at once.
+#
+#   bash launch/setup.sh            or, from another script:   source launch/setup.sh
+#
+# A CPU machine gets torch's CPU build and requirements/cpu.lock, exactly; a machine where nvidia-smi finds a GPU gets
+# vLLM and DeepSpeed under the constraints of requirements/cuda.txt. EQUIVOX_DEVICE=cpu or =cuda overrides the choice,
+# EQUIVOX_PYTHON=/path/to/python3.x names the interpreter. Sourced, it leaves .venv/bin first on PATH.
+
+TORCH=2.13.0
+EQUIVOX_HOME="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+
+say() { printf '%s\n' "$*" >&2; }
+
+find_python() { # prints the first interpreter that is 3.11 or newer; 3.11 first, because the lock was made with it
+    local candidate
+    for candidate in "${EQUIVOX_PYTHON:-}" python3.11 python3.12 python3.13 python3 python; do
+        [ -n "$candidate" ] || continue
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+            "$candidate" -c 'import sys; print(sys.executable)'
+            return 0
+        fi
+        if [ "$candidate" = "${EQUIVOX_PYTHON:-}" ]; then
+            say "setup: EQUIVOX_PYTHON=$EQUIVOX_PYTHON does not run, or is older than Python 3.11"
+            return 1
+        fi
+    done
+    say "setup: Equivox needs Python 3.11 or newer and found none (python3 is: $(python3 --version 2>&1 || true))."
+    say "       Install one (for example: apt install python3.11 python3.11-venv, or: uv python install 3.11)"
+    say "       and say where it is: EQUIVOX_PYTHON=/path/to/python3.11 bash launch/setup.sh"
+    return 1
+}
+
+choose_device() {
+    if [ -n "${EQUIVOX_DEVICE:-}" ]; then
+        echo "$EQUIVOX_DEVICE"
+    elif nvidia-smi -L >/dev/null 2>&1; then
+        echo cuda
+    else
+        echo cpu
+    fi
+}
+
+stamp() { # what the environment depends on: if none of it changed, there is nothing to do
+    (cd "$EQUIVOX_HOME" && echo "$1 $TORCH $EQUIVOX_HOME" && cat pyproject.toml requirements/*.lock requirements/*.txt)
+}
+
+pip_install() { # pip's warnings go to .venv/setup.log, its errors to the screen
+    "$EQUIVOX_HOME/.venv/bin/python" -m pip install -qq --no-input --disable-pip-version-check \
+        --log "$EQUIVOX_HOME/.venv/setup.log" "$@"
+}
+
+install_cpu() {
+    say "setup: torch $TORCH, CPU build"
+    if pip_install --no-deps "torch==$TORCH+cpu" 2>/dev/null; then
+        :
+    elif pip_install --no-deps "torch==$TORCH" --index-url https://download.pytorch.org/whl/cpu 2>/dev/null; then
+        :
+    else
+        say "setup: no CPU build of torch in reach; taking the one from PyPI, which on Linux brings several GB of CUDA"
+        pip_install "torch==$TORCH" || return 1
+    fi
+    say "setup: the $(grep -c == "$EQUIVOX_HOME/requirements/cpu.lock") packages of requirements/cpu.lock"
+    # setuptools first: packages without a wheel are then built here, against the lock, and not with whatever is newest.
+    pip_install "$(grep ^setuptools== "$EQUIVOX_HOME/requirements/cpu.lock")" || return 1
+    pip_install --no-deps --no-build-isolation -r "$EQUIVOX_HOME/requirements/cpu.lock" || return 1
+    pip_install --no-deps --no-build-isolation -e "$EQUIVOX_HOME"
+}
+
+install_cuda() {
+    say "setup: torch, vLLM and DeepSpeed for CUDA under requirements/cuda.txt; several GB"
+    pip_install -c "$EQUIVOX_HOME/requirements/cuda.txt" "torch==$TORCH" setuptools || return 1
+    pip_install -c "$EQUIVOX_HOME/requirements/cuda.txt" --no-build-isolation -e "$EQUIVOX_HOME[vllm,deepspeed,dev]"
+}
+
+fit() { # whether the environment runs, is recent enough, and was not made for another place (its scripts hold its path)
+    "$1/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null &&
+        "$1/bin/pip" --version 2>/dev/null | grep -qF "$1/"
+}
+
+setup() {
+    local venv="$EQUIVOX_HOME/.venv" device python started=$SECONDS
+    unset PYTHONPATH PYTHONHOME # another project's packages must not be seen from this environment
+    device="$(choose_device)"
+    case "$device" in
+        cpu | cuda) ;;
+        *) say "setup: EQUIVOX_DEVICE is $device; it can be cpu or cuda" && return 1 ;;
+    esac
+    if [ ! -f "$venv/equivox.stamp" ] || [ "$(cat "$venv/equivox.stamp")" != "$(stamp "$device")" ]; then
+        if ! fit "$venv"; then
+            python="$(find_python)" || return 1
+            say "setup: new environment in $venv with $python"
+            if ! "$python" -m venv --clear "$venv"; then
+                say "setup: $python cannot make environments; on Debian and Ubuntu: apt install python3-venv"
+                return 1
+            fi
+        fi
+        rm -f "$venv/equivox.stamp"
+        if ! "install_$device" </dev/null; then
+            say "setup: pip failed; its last lines are above, all of them in $venv/setup.log. Run the same command again."
+            return 1
+        fi
+        stamp "$device" >"$venv/equivox.stamp"
+        say "setup: done in $((SECONDS - started)) s"
+    fi
+    export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
+}
+
+setup
