@@ -45,16 +45,16 @@ stamp() { # what the environment depends on: if none of it changed, there is not
     (cd "$EQUIVOX_HOME" && echo "$1 $TORCH $EQUIVOX_HOME" && cat pyproject.toml requirements/*.lock requirements/*.txt)
 }
 
-pip_install() { # pip's warnings go to .venv/setup.log, its errors to the screen
-    "$EQUIVOX_HOME/.venv/bin/python" -m pip install -qq --no-input --disable-pip-version-check \
-        --log "$EQUIVOX_HOME/.venv/setup.log" "$@"
+pip_install() { # pip's words go to .venv/setup.log
+    "$EQUIVOX_HOME/.venv/bin/python" -m pip install --no-input --disable-pip-version-check --progress-bar off "$@" \
+        >>"$EQUIVOX_HOME/.venv/setup.log" 2>&1
 }
 
 install_cpu() {
-    say "setup: torch $TORCH, CPU build"
-    if pip_install --no-deps "torch==$TORCH+cpu" 2>/dev/null; then
+    say "setup: torch $TORCH, CPU build (progress: .venv/setup.log)"
+    if pip_install --no-deps "torch==$TORCH+cpu"; then
         :
-    elif pip_install --no-deps "torch==$TORCH" --index-url https://download.pytorch.org/whl/cpu 2>/dev/null; then
+    elif pip_install --no-deps "torch==$TORCH" --index-url https://download.pytorch.org/whl/cpu; then
         :
     else
         say "setup: no CPU build of torch in reach; taking the one from PyPI, which on Linux brings several GB of CUDA"
@@ -62,7 +62,7 @@ install_cpu() {
     fi
     say "setup: the $(grep -c == "$EQUIVOX_HOME/requirements/cpu.lock") packages of requirements/cpu.lock"
     # setuptools first: packages without a wheel are then built here, against the lock, and not with whatever is newest.
-    pip_install "$(grep ^setuptools== "$EQUIVOX_HOME/requirements/cpu.lock")" || return 1
+    pip_install --no-deps "$(grep ^setuptools== "$EQUIVOX_HOME/requirements/cpu.lock")" || return 1
     pip_install --no-deps --no-build-isolation -r "$EQUIVOX_HOME/requirements/cpu.lock" || return 1
     pip_install --no-deps --no-build-isolation -e "$EQUIVOX_HOME"
 }
@@ -96,8 +96,10 @@ setup() {
             fi
         fi
         rm -f "$venv/equivox.stamp"
+        : >"$venv/setup.log"
         if ! "install_$device" </dev/null; then
-            say "setup: pip failed; its last lines are above, all of them in $venv/setup.log. Run the same command again."
+            grep -v 'WARNING: Location' "$venv/setup.log" | tail -n 12 >&2
+            say "setup: pip failed. Those were its last words, all of them are in $venv/setup.log; mend it and run this again"
             return 1
         fi
         stamp "$device" >"$venv/equivox.stamp"
