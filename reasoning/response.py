@@ -26,7 +26,25 @@ ANSWER_PREFIX = "<answer>Vote:"
 
 SUM_TOLERANCE = 0.02
 _SHARE = re.compile(r"([a-z]+) (-?\d+(?:\.\d+)?)", re.ASCII)
-_ANSWER = re.compile(r"Vote: ([^\n]*)\nShares: ([^\n]*)")
+_ANSWER = re.compile(r"Vote: ([^\r\n]*)\nShares: ([^\r\n]*)")
+
+
+PROBLEMS = {
+    "bad_think": "not one think block at the start, or a tag of the grammar inside it",
+    "truncated": "a think or answer block that is not closed",
+    "no_answer": "no answer block",
+    "several_answers": "more than one opening or closing answer tag",
+    "text_before_answer": "text between the think block, or the start, and the answer",
+    "text_after_answer": "text after the answer",
+    "bad_layout": "the answer is not a Vote line and a Shares line of `name number` joined by comma and space",
+    "unknown_label": "a name that is not in the emotion set, or an alias of one",
+    "repeated_label": "a share given twice",
+    "missing_label": "a share not given",
+    "bad_order": "all shares given, in another order than the emotion set's",
+    "negative": "a share with a minus sign",
+    "bad_sum": "shares whose sum is more than SUM_TOLERANCE from 1",
+}
+"""Every reason for which an answer cannot be used, and what it means."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +52,8 @@ class Reading:
     """What a response says.
 
     probabilities: shares in EmotionSet order that sum to 1, or None when the answer cannot be used. vote: the emotion
-    named after Vote, or None. thinking: the text of the think block, or None. problems: why it cannot be used; empty
-    exactly when probabilities is not None. Names: no_answer, truncated, several_answers, text_after_answer,
-    bad_think, bad_layout, unknown_label, repeated_label, missing_label, bad_order, negative, bad_sum.
+    named after Vote, or None. thinking: the text of the think block, or None. problems: why it cannot be used, each one
+    of PROBLEMS; empty exactly when probabilities is not None.
     """
 
     probabilities: tuple[float, ...] | None
@@ -81,17 +98,16 @@ def write_response(probabilities: Sequence[float], vote: str, emotions: EmotionS
 def read_response(text: str, emotions: EmotionSet) -> Reading:
     """What `text` says: strict and total. Any string gives a Reading; nothing is guessed around a problem."""
     thinking, rest, problems = _split_thinking(text.strip())
-    opened, closed = rest.count(ANSWER_OPEN), rest.count(ANSWER_CLOSE)
-    if opened == 0:
+    if ANSWER_OPEN not in rest:
         return Reading(None, None, thinking, (*problems, "no_answer"))
-    if opened > 1 or closed > 1:
+    if rest.count(ANSWER_OPEN) > 1 or rest.count(ANSWER_CLOSE) > 1:
         return Reading(None, None, thinking, (*problems, "several_answers"))
-    before, body = rest.split(ANSWER_OPEN, 1)
+    before, _, body = rest.partition(ANSWER_OPEN)
+    body, closed, after = body.partition(ANSWER_CLOSE)
     if before.strip():
         problems.append("text_before_answer")
-    if closed == 0:
+    if not closed:
         return Reading(None, None, thinking, (*problems, "truncated"))
-    body, after = body.split(ANSWER_CLOSE, 1)
     if after.strip():
         problems.append("text_after_answer")
     match = _ANSWER.fullmatch(body)
@@ -107,14 +123,16 @@ def read_response(text: str, emotions: EmotionSet) -> Reading:
 
 def _split_thinking(text: str) -> tuple[str | None, str, list[str]]:
     """(thinking, what follows it, problems) of a response that may open with one think block."""
-    if text.count(THINK_OPEN) == 0 and text.count(THINK_CLOSE) == 0:
+    opened, closed = text.count(THINK_OPEN), text.count(THINK_CLOSE)
+    if opened == closed == 0:
         return None, text, []
-    if text.count(THINK_OPEN) == 1 and text.count(THINK_CLOSE) == 0 and text.startswith(THINK_OPEN):
-        return text[len(THINK_OPEN) :].strip(), "", ["truncated"]
-    if text.count(THINK_OPEN) != 1 or text.count(THINK_CLOSE) != 1 or not text.startswith(THINK_OPEN):
+    if opened != 1 or closed > 1 or not text.startswith(THINK_OPEN):
         return None, text, ["bad_think"]
-    thinking, rest = text[len(THINK_OPEN) :].split(THINK_CLOSE, 1)
-    return thinking.strip(), rest.strip(), []
+    thinking, _, rest = text.removeprefix(THINK_OPEN).partition(THINK_CLOSE)
+    if closed == 0:
+        return thinking.strip(), "", ["truncated"]
+    problems = ["bad_think"] if ANSWER_OPEN in thinking or ANSWER_CLOSE in thinking else []
+    return thinking.strip(), rest, problems
 
 
 def _read_shares(line: str, emotions: EmotionSet) -> tuple[tuple[float, ...] | None, list[str]]:
@@ -133,7 +151,7 @@ def _read_shares(line: str, emotions: EmotionSet) -> tuple[tuple[float, ...] | N
         problems.append("missing_label")
     if not problems and tuple(names) != emotions.names:
         problems.append("bad_order")
-    if any(value < 0 for value in values):
+    if any(pair[2].startswith("-") for pair in pairs if pair):
         problems.append("negative")
     total = sum(values)
     # The slack keeps sums that are exactly 2% off in decimal on the accepting side in binary.
