@@ -20,15 +20,25 @@ scores raise every share to at least this and renormalise, for every system alik
 _SUM_TOLERANCE = 1e-6
 
 
+def _table(table_NK: ArrayLike, name: str) -> Array:
+    """table_NK as float64 with two axes; raises DistributionError unless every number is finite and at least 0."""
+    table = np.atleast_2d(np.asarray(table_NK, dtype=np.float64))
+    if table.ndim != 2 or table.shape[1] < 2:
+        raise DistributionError(f"has shape {table.shape}, expected (N, K) with K at least 2", field=name)
+    _refuse(np.any(~np.isfinite(table) | (table < 0), axis=1), table, name, "holds a negative or non-finite number")
+    return table
+
+
+def _refuse(bad_N: ArrayLike, table_NK: Array, name: str, why: str) -> None:
+    if np.any(bad_N):
+        row = int(np.argmax(bad_N))
+        raise DistributionError(f"{table_NK[row].tolist()} {why}", row=str(row), field=name)
+
+
 def _rows(p_NK: ArrayLike, name: str = "p") -> Array:
-    """p_NK as float64 with two axes; raises DistributionError unless every row is a distribution."""
-    p = np.atleast_2d(np.asarray(p_NK, dtype=np.float64))
-    if p.ndim != 2 or p.shape[1] < 2:
-        raise DistributionError(f"has shape {p.shape}, expected (N, K) with K at least 2", field=name)
-    bad = ~np.isfinite(p).all(axis=1) | (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > _SUM_TOLERANCE)
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        raise DistributionError(f"{p[row].tolist()} is not a distribution", row=str(row), field=name)
+    """p_NK, checked: every row is a distribution."""
+    p = _table(p_NK, name)
+    _refuse(np.abs(p.sum(axis=1) - 1) > _SUM_TOLERANCE, p, name, "does not sum to 1")
     return p
 
 
@@ -40,11 +50,9 @@ def _pair(p_NK: ArrayLike, q_NK: ArrayLike) -> tuple[Array, Array]:
 
 
 def _votes(votes_NK: ArrayLike) -> Array:
-    votes = np.atleast_2d(np.asarray(votes_NK, dtype=np.float64))
-    bad = ~np.isfinite(votes).all(axis=1) | (votes < 0).any(axis=1) | (votes.sum(axis=1) <= 0)
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        raise DistributionError(f"{votes[row].tolist()} are not votes with a positive sum", row=str(row), field="votes")
+    """votes_NK, checked: every row holds at least one vote (or a part of one, where raters could name several)."""
+    votes = _table(votes_NK, "votes")
+    _refuse(votes.sum(axis=1) <= 0, votes, "votes", "holds no vote")
     return votes
 
 
@@ -55,13 +63,15 @@ def _plogp(p: Array, q: Array) -> Array:
 
 
 def normalize_votes(votes_NK: ArrayLike) -> Array:
-    """The share of each emotion among a clip's votes, shape (N, K). Raises DistributionError on a clip without votes."""
+    """The share of each emotion among a clip's votes, shape (N, K). Raises DistributionError on a row without any."""
     votes = _votes(votes_NK)
     return votes / votes.sum(axis=1, keepdims=True)
 
 
 def smooth(p_NK: ArrayLike, epsilon: float) -> Array:
     """p(1 - epsilon) + (1 - p) epsilon / (K - 1): rows still sum to 1. EMO-SUPERB (Wu et al. 2024) uses epsilon .05."""
+    if not 0 <= epsilon <= 1:
+        raise DistributionError(f"is {epsilon}, expected 0 to 1", field="epsilon")
     p = _rows(p_NK)
     return p * (1 - epsilon) + (1 - p) * epsilon / (p.shape[1] - 1)
 
@@ -84,15 +94,15 @@ def temper(p_NK: ArrayLike, temperature: float) -> Array:
 def entropy_bits(p_NK: ArrayLike) -> Array:
     """Shannon entropy of each row, in bits: 0 (one emotion) to log2 K (uniform), shape (N,)."""
     p = _rows(p_NK)
-    return -_plogp(p, p) / np.log(2)
+    return np.maximum(0.0 - _plogp(p, p) / np.log(2), 0.0)  # 0.0 - keeps a sure row from scoring -0.0
 
 
 def jsd_nats(p_NK: ArrayLike, q_NK: ArrayLike) -> Array:
     """Jensen-Shannon divergence of each row pair, in nats: 0 (equal) to ln 2 (disjoint), shape (N,). Lin (1991)."""
     p, q = _pair(p_NK, q_NK)
-    p, q = np.broadcast_arrays(p, q)
-    m = (p + q) / 2
-    nats = 0.5 * (_plogp(p, p) - _plogp(p, m) + _plogp(q, q) - _plogp(q, m))
+    # Ratios to the mean (p + q) / 2 instead of the mean itself, which a smallest-possible share would underflow to 0.
+    both = np.where(p + q > 0, p + q, 1.0)
+    nats = 0.5 * (_plogp(p, 2 * p / both) + _plogp(q, 2 * q / both))
     return np.clip(nats, 0.0, np.log(2))
 
 
@@ -128,13 +138,11 @@ def tvd(p_NK: ArrayLike, q_NK: ArrayLike) -> Array:
 def kl_bits(p_NK: ArrayLike, q_NK: ArrayLike, floor: float = SHARE_FLOOR) -> Array:
     """Kullback-Leibler divergence KL(p || q) in bits, q floored by `floor_shares`: 0 upward, shape (N,).
 
-    Finite for every q; with floor=0 it is infinite where q misses an emotion of p. Can be slightly above its
-    unfloored value, never undefined. Kullback and Leibler (1951).
+    Finite for every q; with floor=0 it is infinite where q misses an emotion of p. The floor costs a sure and right
+    q = p up to log2(1 + (K - 1) floor), 0.036 bits for 6 emotions. Kullback and Leibler (1951).
     """
     p, q = _pair(p_NK, q_NK)
-    q = floor_shares(q, floor)
-    p, q = np.broadcast_arrays(p, q)
-    return np.maximum((_plogp(p, p) - _plogp(p, q)) / np.log(2), 0.0)
+    return np.maximum((_plogp(p, p) - _plogp(p, floor_shares(q, floor))) / np.log(2), 0.0)
 
 
 def nll_bits(votes_NK: ArrayLike, q_NK: ArrayLike, floor: float = SHARE_FLOOR) -> Array:
@@ -142,8 +150,8 @@ def nll_bits(votes_NK: ArrayLike, q_NK: ArrayLike, floor: float = SHARE_FLOOR) -
 
     q is floored by `floor_shares`. Equals kl_bits + entropy_bits of the vote shares.
     """
-    p, q = np.broadcast_arrays(normalize_votes(votes_NK), floor_shares(q_NK, floor))
-    return -_plogp(p, q) / np.log(2)
+    p, q = _pair(normalize_votes(votes_NK), q_NK)
+    return -_plogp(p, floor_shares(q, floor)) / np.log(2)
 
 
 def brier(p_NK: ArrayLike, q_NK: ArrayLike) -> Array:
