@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal
 
 from reasoning.emotions import EmotionSet
@@ -46,15 +48,15 @@ class Clip:
         for name in ("audio", "speaker", "language"):
             if not getattr(self, name):
                 raise RowError("is empty", row=self.id, field=name)
-        if not self.duration_s > 0:
-            raise RowError(f"is {self.duration_s} s, expected more than 0", row=self.id, field="duration_s")
+        if not 0 < self.duration_s < math.inf:
+            raise RowError(f"is {self.duration_s} s, expected more than 0 and finite", row=self.id, field="duration_s")
         if self.split not in ("train", "dev", "test"):
             raise RowError(f"is {self.split!r}, expected train, dev or test", row=self.id, field="split")
         if self.source not in ("human", "synthetic"):
             raise RowError(f"is {self.source!r}, expected human or synthetic", row=self.id, field="source")
         if len(self.votes) != len(emotions):
             raise RowError(f"has {len(self.votes)} counts for {len(emotions)} emotions", row=self.id, field="votes")
-        if any(int(v) != v or v < 0 for v in self.votes):
+        if any(not isinstance(v, Integral) or v < 0 for v in self.votes):
             raise RowError(f"{list(self.votes)} are not counts of 0 or more", row=self.id, field="votes")
         if self.n_votes <= 0:
             raise RowError("nobody voted on this clip; it has no truth to learn", row=self.id, field="n_votes")

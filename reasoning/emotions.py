@@ -13,8 +13,8 @@ from reasoning.errors import ConfigError
 class EmotionSet:
     """Ordered emotion names and the spellings that mean them.
 
-    names: lower-case single words, in the order of every votes, shares and probabilities array.
-    aliases: other lower-case spellings -> one of `names`. Raises ConfigError on duplicates and dangling aliases.
+    names: lower-case ASCII words (what the answer grammar can read), in the order of every votes, shares and
+    probabilities array. aliases: other lower-case spellings -> one of `names`. Raises ConfigError on anything else.
     """
 
     names: tuple[str, ...]
@@ -24,13 +24,13 @@ class EmotionSet:
         if len(self.names) < 2 or len(set(self.names)) != len(self.names):
             raise ConfigError(f"needs at least two different names, got {self.names}", field="emotions")
         for name in self.names:
-            if not name.isalpha() or name != name.lower():
-                raise ConfigError(f"{name!r} is not one lower-case word", field="emotions")
+            if not (name.isascii() and name.isalpha() and name.islower()):
+                raise ConfigError(f"{name!r} is not one lower-case ASCII word", field="emotions")
         for alias, name in self.aliases.items():
             if name not in self.names or alias in self.names:
-                raise ConfigError(
-                    f"alias {alias!r} -> {name!r} does not lead to a name of {self.names}", field="aliases"
-                )
+                raise ConfigError(f"{alias!r} -> {name!r} does not lead from a new word to a name", field="aliases")
+            if alias != alias.strip().lower():
+                raise ConfigError(f"{alias!r} is not lower-case, so no word would match it", field="aliases")
 
     def __len__(self) -> int:
         return len(self.names)
