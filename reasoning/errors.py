@@ -11,8 +11,8 @@ class EquivoxError(Exception):
     def __init__(self, what: str, *, row: str | None = None, field: str | None = None, cure: str | None = None) -> None:
         self.what, self.row, self.field, self.cure = what, row, field, cure
         place = " ".join(part for part in (f"[{row}]" if row else "", f"{field}:" if field else "") if part)
-        mend = f" To mend: {cure}" if cure else ""
-        super().__init__(f"{place} {what}{mend}".strip())
+        problem = f"{what.rstrip('.')}. To mend: {cure}" if cure else what
+        super().__init__(f"{place} {problem}".strip())
 
     def __reduce__(self) -> tuple:
         # Keyword-only arguments do not survive the default pickling, and worker processes send errors home by pickle.
