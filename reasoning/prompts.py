@@ -13,7 +13,8 @@ LEVELS = ("no_think", "think")
 _TASK = "How would a group of listeners vote on the emotion in this voice? Emotions: {names}. Listeners may disagree."
 _HOW = {
     "no_think": "Answer at once with one listener's vote and the shares of all votes.",
-    "think": "Think about words, voice and ambiguity first, then answer with one listener's vote and the shares of all votes.",
+    "think": "Think about words, voice and ambiguity first, "
+    "then answer with one listener's vote and the shares of all votes.",
 }
 
 
