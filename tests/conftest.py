@@ -1,0 +1,20 @@
+"""Fixtures that more than one test file needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_crema_d() -> Path:
+    """The official CREMA-D tables with a part of its audio, read-only: `$EQUIVOX_SHARED` or `../shared`, data/CREMA-D."""
+    shared = Path(os.environ.get("EQUIVOX_SHARED") or REPOSITORY.parent / "shared")
+    root = shared / "data" / "CREMA-D"
+    if not (root / "processedResults" / "tabulatedVotes.csv").is_file():
+        pytest.skip(f"no CREMA-D votes in {root}: set EQUIVOX_SHARED to the folder that holds data/CREMA-D")
+    return root
