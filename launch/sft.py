@@ -1,0 +1,81 @@
+"""equivox sft --config launch/configs/sft.yaml --data data/crema_d --output_dir runs/mine/sft
+
+On several GPUs: accelerate launch --config_file accelerate_configs/ddp.yaml -m launch.sft --config ... (docs/scale.md).
+Trains a LoRA adapter on written answers and on the votes; the same command resumes an interrupted run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch.cli import run
+from reasoning.errors import ConfigError
+
+
+@dataclass
+class AmbiguityArguments:
+    """The weight of the vote distribution in the loss."""
+
+    kl_weight: float = field(
+        default=1.0, metadata={"help": "Weight of KL(votes || label readout) beside the cross-entropy on the answer."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.kl_weight < 0:
+            raise ConfigError(f"is {self.kl_weight}, expected 0 or more", field="kl_weight")
+
+
+def main(argv: list[str] | None = None) -> int:
+    from trl import SFTConfig
+
+    from launch.arguments import DataArguments, ModelArguments, parse
+
+    about = str(__doc__).split("\n\n", 1)[1]
+    data, model, ambiguity, args = parse(
+        (DataArguments, ModelArguments, AmbiguityArguments, SFTConfig), argv, "equivox sft", about
+    )
+    train(data, model, ambiguity, args)
+    return 0
+
+
+def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> None:
+    """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
+    from launch.training import load_for_training, resolved, training_rows
+    from reasoning.models.prompter import Prompter
+    from reasoning.training.collate import AnswerCollator
+    from reasoning.training.run_folder import RunRecorder, finish_run, is_finished, last_whole_checkpoint, start_run
+    from reasoning.training.sft import AmbiguitySFTTrainer, rows_dataset
+
+    folder = Path(args.output_dir)
+    emotions, rows = training_rows(data)
+    if args.process_index == 0:
+        start_run(folder, resolved(asdict(data), asdict(model), asdict(ambiguity), args.to_dict()))
+    if is_finished(folder):
+        print(f"{folder} already holds the finished adapter; nothing to do")
+        return
+    loaded = load_for_training(model, args)
+    collator = AnswerCollator(
+        Prompter(loaded, emotions),
+        loaded.memory(data.memory_gib),
+        level=data.level,
+        seed=args.seed,
+        max_length=args.max_length,
+    )
+    trainer = AmbiguitySFTTrainer(
+        loaded,
+        collator,
+        kl_weight=ambiguity.kl_weight,
+        args=args,
+        train_dataset=rows_dataset(rows),
+        callbacks=[RunRecorder(folder, loaded)],
+    )
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+    finish_run(trainer, folder, loaded)
+    if trainer.is_world_process_zero():
+        print(f"adapter in {folder}; next: equivox grpo --adapter {folder}, or equivox evaluate --adapter {folder}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,76 @@
+"""What the training commands share: corpus rows, the model ready to train, and the resolved configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_builders.rows import read_corpus, split_clips
+from launch.arguments import DataArguments, ModelArguments
+from reasoning.emotions import EmotionSet
+from reasoning.errors import CorpusError
+from reasoning.models.loading import Loaded, add_adapter, load_model
+
+UNRECORDED = ("output_dir", "logging_dir", "local_rank", "hub_token", "run_name", "disable_tqdm", "report_to")
+"""Options that may differ between a run and its continuation."""
+
+
+def training_rows(data: DataArguments) -> tuple[EmotionSet, list[dict[str, Any]]]:
+    """The EmotionSet and the training clips of the fold, as the flat rows that trainers and rewards take."""
+    corpus = read_corpus(Path(data.data))
+    clips = split_clips(corpus, data.fold, data.folds)["train"]
+    clips = clips[: data.limit] if data.limit else clips
+    if not clips:
+        raise CorpusError(f"no training clips in fold {data.fold}", row=data.data)
+    emotions = corpus.info.emotions
+    rows = [
+        {
+            "id": clip.id,
+            "audio": str((corpus.root / clip.audio).resolve()),
+            "transcript": clip.transcript,
+            "speaker": clip.speaker,
+            "votes": list(clip.votes),
+            "emotions": list(emotions.names),
+        }
+        for clip in clips
+    ]
+    return emotions, rows
+
+
+def load_for_training(model: ModelArguments, args: Any) -> Loaded:
+    """The checkpoint with a trainable adapter: the given one, or a fresh one made from args.seed."""
+    torch.manual_seed(args.seed)
+    loaded = load_model(
+        model.model_name_or_path,
+        model.adapter,
+        trainable=True,
+        dtype=getattr(torch, model.dtype),
+        trust_remote_code=args.trust_remote_code,
+    )
+    if model.adapter is not None:
+        return loaded
+    return add_adapter(
+        loaded,
+        r=model.lora_r,
+        alpha=model.lora_alpha,
+        dropout=model.lora_dropout,
+        train_projector=model.train_projector,
+        target_modules=model.lora_target_modules,
+    )
+
+
+def resolved(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that decide a run's result, plain enough for YAML."""
+    merged = {k: v for part in parts for k, v in part.items() if k not in UNRECORDED}
+    return {k: v if isinstance(v, (int, float, bool, type(None))) else _plain(v) for k, v in merged.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (int, float, bool, str, type(None))) else str(value)

@@ -1,0 +1,56 @@
+"""What evaluation may ask of a model, whoever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Request:
+    """One clip to be asked about. audio: a file, samples at 16 kHz, or None for the text-only control."""
+
+    id: str
+    audio: Path | np.ndarray | None
+    transcript: str | None
+    level: str = "no_think"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the model wrote. tokens: how many. truncated: stopped by max_new_tokens before the end-of-turn token."""
+
+    id: str
+    text: str
+    tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """The label readout (K,) in EmotionSet order. prefix: no_think or own_think. forced: own thinking had no end."""
+
+    id: str
+    probabilities: tuple[float, ...]
+    prefix: str
+    forced: bool = False
+
+
+class Engine(Protocol):
+    """Streams answers in the order of the requests, so that a caller can save each one as it comes."""
+
+    name: str
+
+    def generate(
+        self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[Generation]:
+        """A text for each request; temperature 0 is greedy."""
+        ...
+
+    def score_labels(self, requests: Sequence[Request]) -> Iterator[LabelScores]:
+        """The label readout for each request: softmax over the labels right after the answer prefix."""
+        ...

@@ -1,0 +1,114 @@
+"""The Engine on transformers: batches, encode-once audio, greedy or seeded sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from reasoning.emotions import EmotionSet
+from reasoning.inference.engine import Generation, LabelScores, Request
+from reasoning.models.generating import generate_ids, stop_ids
+from reasoning.models.loading import Loaded
+from reasoning.models.memory import AudioMemory, Heard
+from reasoning.models.prompter import Prompter, prompt_batch
+from reasoning.response import ANSWER_PREFIX, THINK_CLOSE
+from reasoning.training.objective import keep_last_hidden, slot_logits
+
+
+class TransformersEngine:
+    """Engine over a loaded model. batch_size: clips at a time. max_thinking_tokens: for the own_think label readout."""
+
+    name = "transformers"
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        emotions: EmotionSet,
+        *,
+        batch_size: int = 8,
+        memory: AudioMemory | None = None,
+        max_thinking_tokens: int = 400,
+    ) -> None:
+        self.loaded, self.batch_size, self.max_thinking_tokens = loaded, batch_size, max_thinking_tokens
+        self.prompter = Prompter(loaded, emotions)
+        self.memory = memory or loaded.memory()
+        self.stop_ids = stop_ids(loaded)
+
+    def generate(
+        self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[Generation]:
+        """A text for each request; temperature 0 is greedy. The same seed, requests and batch size give the same."""
+        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        for number, part in enumerate(self._batches(requests)):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed + number)
+                prompts, heard = self._prompts(part)
+                rows = generate_ids(
+                    self.loaded, prompt_batch(self.prompter, prompts, heard), max_new_tokens=max_new_tokens, **sampling
+                )
+            for request, ids in zip(part, rows, strict=True):
+                text = self.prompter.tokenizer.decode(ids, skip_special_tokens=True)
+                yield Generation(request.id, text, len(ids), truncated=ids[-1] not in self.stop_ids)
+
+    def score_labels(self, requests: Sequence[Request]) -> Iterator[LabelScores]:
+        """The label readout: after the bare answer prefix (no_think), or after the model's own thinking (own_think)."""
+        for part in self._batches(requests):
+            thoughts = self._own_thinking([r for r in part if r.level == "think"])
+            prompts, heard = self._prompts(part)
+            prefixes = [thoughts[r.id][0] if r.level == "think" else "" for r in part]
+            with_prefix = [
+                prompt + self.prompter.encode(prefix + ANSWER_PREFIX)
+                for prompt, prefix in zip(prompts, prefixes, strict=True)
+            ]
+            probabilities = self._label_probabilities(with_prefix, heard)
+            for request, row in zip(part, probabilities.tolist(), strict=True):
+                if request.level == "think":
+                    yield LabelScores(request.id, tuple(row), "own_think", thoughts[request.id][1])
+                else:
+                    yield LabelScores(request.id, tuple(row), "no_think")
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+        """Consecutive requests that all have audio or all have none: a batch cannot mix the two."""
+        start = 0
+        while start < len(requests):
+            has_audio = requests[start].audio is not None
+            stop = start
+            while (
+                stop < len(requests)
+                and stop - start < self.batch_size
+                and (requests[stop].audio is not None) == has_audio
+            ):
+                stop += 1
+            yield requests[start:stop]
+            start = stop
+
+    def _prompts(self, requests: Sequence[Request]) -> tuple[list[list[int]], list[Heard | None]]:
+        heard: list[Heard | None] = [None] * len(requests)
+        if requests[0].audio is not None:
+            sources = [r.audio for r in requests if r.audio is not None]
+            heard = list(self.memory.hear(sources, [r.id for r in requests]))
+        prompts = [self.prompter.prompt_ids(r.transcript, h, r.level) for r, h in zip(requests, heard, strict=True)]
+        return prompts, heard
+
+    def _own_thinking(self, requests: Sequence[Request]) -> dict[str, tuple[str, bool]]:
+        """id -> (own thinking up to and with its closing tag, whether the tag had to be forced)."""
+        written = self.generate(requests, max_new_tokens=self.max_thinking_tokens) if requests else ()
+        thoughts = {}
+        for generation in written:
+            before, tag, _ = generation.text.partition(THINK_CLOSE)
+            thoughts[generation.id] = (f"{before.rstrip()}\n{THINK_CLOSE}\n", not tag)
+        return thoughts
+
+    @torch.no_grad()
+    def _label_probabilities(self, prompts: Sequence[Sequence[int]], heard: Sequence[Heard | None]) -> Tensor:
+        model = self.loaded.base
+        batch = {k: v.to(model.device) for k, v in prompt_batch(self.prompter, prompts, heard).items()}
+        mask = batch["attention_mask"]
+        with keep_last_hidden(model.base_model) as kept:
+            model.base_model(**batch, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), use_cache=False)
+        assert kept.value is not None
+        slots = torch.full((len(prompts),), mask.shape[1])
+        logits = slot_logits(kept.value, slots, model.get_output_embeddings(), self.prompter.label_ids)
+        return torch.softmax(logits.double(), dim=-1)

@@ -1,0 +1,177 @@
+"""Load a checkpoint with its processor and, if asked, an adapter that belongs to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel
+
+from reasoning.emotions import EmotionSet
+from reasoning.errors import ModelError
+from reasoning.models.families import Family, family_of
+from reasoning.models.memory import AudioMemory, accept_encoded
+from reasoning.response import ANSWER_PREFIX
+
+BASE_RECORD = "equivox_base.json"
+"""Written beside an adapter: which base it was trained on."""
+
+_SAMPLE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be asked or trained. model may be peft-wrapped; base is the model inside."""
+
+    model: PreTrainedModel | PeftModel
+    processor: Any
+    family: Family
+    path: Path
+    fingerprint: str
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The full model without the peft wrapper."""
+        return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    def memory(self, max_gib: float = 8.0) -> AudioMemory:
+        """A fresh encode-once memory over this model's frozen tower."""
+        tower = self.family.tower_of(self.base)
+        return AudioMemory(tower, self.processor.feature_extractor, self.family, max_gib=max_gib)
+
+    def modality_token_ids(self) -> list[int]:
+        """Token ids that stand for audio and may never be sampled."""
+        return self.tokenizer.convert_tokens_to_ids(list(self.family.modality_tokens))
+
+
+def fingerprint(path: Path) -> str:
+    """A hash that tells checkpoints apart: every tensor's name, shape and type, and samples of the bytes.
+
+    Reads 64 KiB from 16 places of each safetensors file, so it takes milliseconds for any size.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+            digest.update(stream.read(min(header, size)))
+            for step in range(16):
+                stream.seek(size * step // 16)
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def load_model(
+    path: Path | str,
+    adapter: Path | str | None = None,
+    *,
+    trainable: bool = False,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """The checkpoint folder at `path`, frozen and in eval mode, with `adapter` on it if given.
+
+    trainable: leave the adapter's weights trainable. Raises ModelError when the folder is no supported checkpoint, has
+    no safetensors, or the adapter was trained on another base.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+        raise ModelError(
+            f"{path} is not a checkpoint folder (config.json and *.safetensors)",
+            field="model",
+            cure="run `equivox seed --out models/seed`, or give the folder of a Qwen2-Audio checkpoint",
+        )
+    family = family_of(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
+    mark = fingerprint(path)
+    if adapter is not None:
+        check_adapter(Path(adapter), path, mark)
+    model = AutoModelForMultimodalLM.from_pretrained(
+        path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+    )
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+    model.requires_grad_(False)
+    accept_encoded(family.tower_of(model))
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    return Loaded(model.eval(), processor, family, path, mark)
+
+
+def check_adapter(adapter: Path, base: Path, base_fingerprint: str) -> None:
+    """Raise ModelError unless `adapter` is an adapter folder for the base with this fingerprint."""
+    if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"{adapter} is not an adapter folder (adapter_config.json and adapter_model.safetensors)",
+            field="adapter",
+            cure="give the output folder of `equivox sft` or `equivox grpo`",
+        )
+    record = adapter / BASE_RECORD
+    if record.is_file():
+        trained_on = json.loads(record.read_text())
+        if trained_on["fingerprint"] != base_fingerprint:
+            raise ModelError(
+                f"{adapter} was trained on {trained_on['path']}, whose weights differ from {base}",
+                field="adapter",
+                cure=f"give --model {trained_on['path']}, or train a new adapter on {base}",
+            )
+
+
+def add_adapter(
+    loaded: Loaded, *, r: int, alpha: int, dropout: float, train_projector: bool, target_modules: str | None = None
+) -> Loaded:
+    """`loaded` with a fresh, trainable LoRA adapter on its language model.
+
+    train_projector: also train the projector, saved whole with the adapter. Raises ModelError when the targets reach
+    into the frozen tower or match nothing.
+    """
+    targets = target_modules or loaded.family.lora_targets
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        modules_to_save=[loaded.family.projector] if train_projector else None,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        model = get_peft_model(loaded.base, config)
+    except ValueError as error:
+        raise ModelError(str(error).split("\n")[0], field="lora_target_modules") from None
+    loaded.family.check_targets([name for name, p in model.named_parameters() if p.requires_grad])
+    return Loaded(model, loaded.processor, loaded.family, loaded.path, loaded.fingerprint)
+
+
+def record_base(adapter: Path, loaded: Loaded) -> None:
+    """Write beside a saved adapter which base it belongs to, for `check_adapter`."""
+    data = {"path": str(loaded.path), "fingerprint": loaded.fingerprint, "model_type": loaded.family.model_type}
+    (adapter / BASE_RECORD).write_text(json.dumps(data, indent=1) + "\n")
+
+
+def label_token_ids(tokenizer: Any, emotions: EmotionSet) -> list[int]:
+    """The token that tells each label apart right after ANSWER_PREFIX: the first of its tokens, with a leading space.
+
+    Raises ModelError when two labels begin with the same token, or the tokenizer would merge the prefix with a label.
+    """
+    prefix = tokenizer.encode(ANSWER_PREFIX, add_special_tokens=False)
+    firsts = []
+    for name in emotions.names:
+        whole = tokenizer.encode(f"{ANSWER_PREFIX} {name}", add_special_tokens=False)
+        if whole[: len(prefix)] != prefix:
+            raise ModelError(f"the tokenizer merges {ANSWER_PREFIX!r} with {name!r}", field="emotions")
+        firsts.append(whole[len(prefix)])
+    for name, first in zip(emotions.names, firsts, strict=True):
+        if firsts.count(first) > 1:
+            raise ModelError(
+                f"{name!r} begins with the same token as another label, so one slot cannot tell them apart",
+                field="emotions",
+                cure="rename one of the labels in the corpus's EmotionSet",
+            )
+    return firsts
