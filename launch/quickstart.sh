@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# The main job, end to end: votes in, a trained and honestly scored model out. No GPU and no model hub needed.
+#
+#   bash launch/quickstart.sh                                           the embedded corpus, made on the spot
+#   bash launch/quickstart.sh --corpus crema_d --root path/to/CREMA-D   human speech and human votes, fold 0 of 5
+#   bash launch/quickstart.sh --corpus crema_d --root DIR --folds 5     every speaker is held out once; folds are pooled
+#
+#   --fold F       this fold only (default 0)        --folds N   folds 0 to N-1
+#   --name NAME    the run's folder is runs/NAME (default: the corpus's name)
+#   --readme       write the results table into README.md
+#
+# What is finished is kept: run it again after an interruption and it goes on where it stopped.
+set -euo pipefail
+
+main() {
+    read_options "$@"
+    local began=$SECONDS
+    heading "Environment"
+    source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+    cd "$EQUIVOX_HOME"
+    export TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+
+    local data="data/$corpus" model=models/seed runs="runs/$name" fold run evaluations=()
+    heading "Corpus: clips and their votes"
+    equivox prepare "$corpus" ${root:+--root "$root"} --out "$data"
+    heading "Model: Whisper's encoder, a projector, SmolLM2"
+    equivox seed --out "$model"
+
+    for fold in $folds; do
+        run="$runs/fold$fold"
+        stage "Fold $fold, SFT: answers, and the KL to the votes" "$run/sft" \
+            equivox sft --config launch/configs/sft.yaml --model_name_or_path "$model" --data "$data" --fold "$fold" \
+            --output_dir "$run/sft"
+        stage "Fold $fold, GRPO: sampled answers rewarded for closeness to the votes" "$run/grpo" \
+            equivox grpo --config launch/configs/grpo.yaml --model_name_or_path "$model" --data "$data" --fold "$fold" \
+            --adapter "$run/sft" --output_dir "$run/grpo"
+        evaluate base
+        evaluate sft --adapter "$run/sft"
+        evaluate grpo --adapter "$run/grpo"
+    done
+
+    stage "Report: systems, baselines and human reference points" "$runs/report" \
+        equivox score "${evaluations[@]}" --out "$runs/report" ${readme:+--markdown README.md}
+    farewell $((SECONDS - began))
+}
+
+evaluate() { # SYSTEM [--adapter DIR]: the fold's held-out speakers, heard by one system
+    local system="$1" out="$run/eval_$1"
+    shift
+    stage "Fold $fold, evaluation of $system on speakers never trained on" "$out" \
+        equivox evaluate --model "$model" "$@" --data "$data" --fold "$fold" --name "$system" --out "$out"
+    evaluations+=("$out")
+}
+
+read_options() {
+    corpus=studio root="" folds=0 name="" readme=""
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --corpus) corpus="${2:?--corpus takes studio or crema_d}" && shift 2 ;;
+            --root) root="${2:?--root takes the folder of the corpus}" && shift 2 ;;
+            --fold) folds="${2:?--fold takes a number from 0 to 4}" && shift 2 ;;
+            --folds) folds="$(seq -s ' ' 0 $((${2:?--folds takes a number from 1 to 5} - 1)))" && shift 2 ;;
+            --name) name="${2:?--name takes a name for the run}" && shift 2 ;;
+            --readme) readme=yes && shift ;;
+            -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" && exit 0 ;;
+            *) refuse "unknown option $1; --help lists them" ;;
+        esac
+    done
+    name="${name:-$corpus}"
+    case "$corpus" in
+        studio) [ -z "$root" ] || refuse "the studio corpus is made on the spot: --root belongs to --corpus crema_d" ;;
+        crema_d) [ -d "$root" ] || refuse "--corpus crema_d needs --root, the folder with AudioWAV and processedResults" ;;
+        *) refuse "unknown corpus $corpus: studio or crema_d" ;;
+    esac
+    [ -z "$root" ] || root="$(cd "$root" && pwd -P)"
+}
+
+refuse() { echo "quickstart: $*" >&2 && exit 2; }
+
+heading() { printf '\n== %s\n' "$*"; }
+
+stage() { # TITLE FOLDER COMMAND...: runs the command unless it has finished in this folder from the same inputs
+    local title="$1" out="$2" began=$SECONDS inputs
+    shift 2
+    heading "$title"
+    inputs="$(fingerprint "$@")"
+    if [ ! -f "$out/finished" ]; then
+        "$@"
+        printf '%s\n' "$inputs" >"$out/finished"
+        echo "   took $((SECONDS - began)) s"
+    elif [ "$(cat "$out/finished")" = "$inputs" ]; then
+        echo "   kept: $out is finished"
+    else
+        refuse "$out was made by another command, config, corpus or adapter (see $out/finished): delete it, or choose --name"
+    fi
+}
+
+fingerprint() { # the command, and the checksums of what it reads
+    local argument file
+    printf '%s\n' "$*"
+    for argument in "$@"; do
+        for file in "$argument" "$argument"/{corpus.json,seed.json,adapter_model.safetensors,predictions.jsonl}; do
+            case "$file" in
+                README.md) ;; # written, not read
+                *) [ ! -f "$file" ] || cksum "$file" ;;
+            esac
+        done
+    done
+}
+
+farewell() {
+    cat <<END
+
+== Done in $(($1 / 60)) min $(($1 % 60)) s
+Report:     $EQUIVOX_HOME/$runs/report/report.html
+Scores:     $EQUIVOX_HOME/$runs/report/scores.json
+Hear one:   .venv/bin/equivox predict YOUR.wav --model $model --adapter $run/grpo
+Go on:      change launch/configs/sft.yaml or grpo.yaml and run again with --name NEW
+END
+    if [ "$corpus" = studio ]; then
+        cat <<END
+The corpus was synthetic speech with simulated raters: it shows that everything works, not how people are heard.
+Human votes: git clone https://github.com/CheyneyComputerScience/CREMA-D (git-lfs), then
+            bash launch/quickstart.sh --corpus crema_d --root CREMA-D
+END
+    fi
+}
+
+main "$@"
