@@ -14,7 +14,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 import os
 import shlex
 from collections import Counter, defaultdict
@@ -99,8 +98,6 @@ def check_clips(clips: Sequence[Clip], emotions: EmotionSet) -> None:
         path = PurePosixPath(clip.audio)
         if path.is_absolute() or ".." in path.parts or "\\" in clip.audio:
             raise RowError(f"{clip.audio!r} is not a path inside the corpus root", row=clip.id, field="audio")
-        if not math.isfinite(clip.duration_s):
-            raise RowError(f"is {clip.duration_s}, expected seconds", row=clip.id, field="duration_s")
         if clip.fold < 0:
             raise RowError(f"is {clip.fold}, expected 0 or more", row=clip.id, field="fold")
         if clip.id in seen:
@@ -137,8 +134,8 @@ def reasons(left_out: Sequence[Mapping[str, str]]) -> dict[str, int]:
 # --- writing
 
 
-def write_corpus(out: Path, clips: Sequence[Clip], info: CorpusInfo, *, root: Path | None = None) -> None:
-    """Check everything, then write the corpus folder `out`.
+def write_corpus(out: Path, clips: Sequence[Clip], info: CorpusInfo, *, root: Path | None = None) -> Corpus:
+    """Check everything, write the corpus folder `out`, and return it as `read_corpus` reads it.
 
     root: the folder that Clip.audio is relative to; `out` itself when None. Each file appears whole or not at all, and
     corpus.json comes last with the sha256 of clips.parquet: a killed run leaves the old corpus or a pair that
@@ -153,6 +150,7 @@ def write_corpus(out: Path, clips: Sequence[Clip], info: CorpusInfo, *, root: Pa
     write_atomic(out / LEFT_OUT_FILE, _left_out_text(info.left_out).encode())
     write_atomic(out / CLIPS_FILE, data)
     write_atomic(out / INFO_FILE, text.encode())
+    return read_corpus(out)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -263,6 +261,18 @@ def read_corpus(folder: Path) -> Corpus:
         what = "was changed after it was written (its sha256 is not the one in corpus.json)"
         raise CorpusError(what, row=str(folder / CLIPS_FILE), cure=cure)
     return Corpus(clips, info, root, fingerprint)
+
+
+def reusable_corpus(
+    out: Path, name: str, builder_version: str, tables: Mapping[str, str], root: Path | None = None
+) -> Corpus | None:
+    """The corpus in `out` if it is sound and the same builder wrote it from the same inputs, else None."""
+    try:
+        corpus = read_corpus(out)
+    except EquivoxError:
+        return None
+    found = (corpus.info.name, corpus.info.builder_version, corpus.info.tables, corpus.root.resolve())
+    return corpus if found == (name, builder_version, tables, (root or out).resolve()) else None
 
 
 def rebuild_command(folder: Path, record: Mapping[str, Any]) -> str:

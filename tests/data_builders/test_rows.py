@@ -137,7 +137,7 @@ def test_every_fold_splits_the_whole_corpus_without_sharing_a_speaker(tmp_path, 
         ({"id": "s1-0"}, r"\[s1-0\] id: is used by two rows"),
         ({"audio": "/etc/a.wav"}, "not a path inside the corpus root"),
         ({"audio": "../a.wav"}, "not a path inside the corpus root"),
-        ({"duration_s": float("inf")}, "expected seconds"),
+        ({"duration_s": float("inf")}, "duration_s: is inf"),
         ({"fold": -1}, "fold: is -1"),
     ],
 )
