@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared_crema_d() -> Path:
-    """The official CREMA-D tables with a part of its audio, read-only: `$EQUIVOX_SHARED` or `../shared`, data/CREMA-D."""
+    """The official CREMA-D tables with a part of its audio: data/CREMA-D in `$EQUIVOX_SHARED` or `../shared`."""
     shared = Path(os.environ.get("EQUIVOX_SHARED") or REPOSITORY.parent / "shared")
     root = shared / "data" / "CREMA-D"
     if not (root / "processedResults" / "tabulatedVotes.csv").is_file():
