@@ -1,0 +1,104 @@
+"""The report: one HTML file that needs nothing but itself, made from scores and predictions."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from reasoning.evaluation.metrics import LOWER_IS_BETTER, METRICS, PROPER
+from reasoning.evaluation.report import panels, views
+from reasoning.evaluation.report.clips import clip_cards
+from reasoning.evaluation.report.verdict import READS, TONES, interval, number, tiles, verdict
+
+PACKAGE = "reasoning.evaluation.report"
+
+
+def write_report(
+    out_html: Path,
+    scores: dict[str, Any],
+    predictions: list[dict[str, Any]],
+    audio_root: Path,
+    max_clips: int = 40,
+) -> None:
+    """Write the report of `scores` (a parsed scores.json) to `out_html`: a single file, no request to anywhere.
+
+    predictions: the parsed lines of predictions.jsonl; test lines of the models are shown. audio_root: what their
+    `audio` paths are relative to. max_clips: clips with a player and the model's words (0: none). Everything that
+    comes from data or model is escaped. Raises EvaluationError on missing keys, AudioError on audio that cannot be
+    read; nothing is written then.
+    """
+    html = render(scores, predictions, audio_root, max_clips)
+    out_html.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out_html.with_name(out_html.name + ".part")
+    # Lone surrogates are legal in JSON strings and impossible in UTF-8: they become "?".
+    temporary.write_bytes(html.encode("utf-8", errors="replace"))
+    temporary.replace(out_html)
+
+
+def render(
+    scores: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], audio_root: Path, max_clips: int
+) -> str:
+    """The page as text; see `write_report`."""
+    view = views.read_scores(scores)
+    clips = views.read_clips(predictions, view)
+    script, style = _asset("report.js"), _asset("style.css")
+    models = [s for s in view.series if s.kind == "model"]
+    found = [(panels.uncertainty(s, clips), panels.mean_shares(s, clips, view.emotions)) for s in models]
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            view=view,
+            corpus=view.corpus,
+            statement=view.statement,
+            systems=list(dict.fromkeys(s.system for s in models)),
+            parsed=[s for s in models if s.readout == "verbalized"],
+            verdict=verdict(view),
+            tiles=tiles(view),
+            headline=panels.headline_forest(view),
+            raters=panels.rater_forest(view),
+            differences=panels.difference_forests(view),
+            entropy_bins=panels.entropy_bin_forest(view),
+            uncertainty=[u for u, _ in found if u is not None],
+            shares=[m for _, m in found if m is not None],
+            cards=clip_cards(view, clips, audio_root, max_clips),
+            n_test_clips=len(clips),
+            script=Markup(script),
+            style=Markup(style),
+            # The page may run this script and no other, wherever a string of the data ends up.
+            script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+def _asset(name: str) -> str:
+    return (files(PACKAGE) / "templates" / name).read_text(encoding="utf-8")
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(PACKAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, interval=interval)
+    environment.globals.update(
+        reads=READS,
+        tones=TONES,
+        metrics=METRICS,
+        metric_titles=views.METRIC_TITLES,
+        lower_is_better=LOWER_IS_BETTER,
+        short_metrics=("jsd_bits", *PROPER),
+        group_titles=panels.GROUP_TITLES,
+        zip=zip,
+    )
+    return environment
