@@ -18,11 +18,11 @@ SEED = 0
 def assign_folds(
     clips_of: Mapping[str, int], sex_of: Mapping[str, str | None], folds: int = FOLDS, seed: int = SEED
 ) -> dict[str, int]:
-    """Speaker -> fold in 0..folds-1, every fold about equal in clips and in clips of each sex.
+    """Speaker -> fold in 0..folds-1, every fold about equal in clips and in speakers of each sex.
 
     clips_of: clips per speaker. sex_of: the sex of each of them (None is a group of its own). Greedy, largest speaker
-    first: each goes to the fold that holds the fewest clips of that sex, then the fewest clips, then the fewest
-    speakers; equal speakers come in seeded order. Depends on nothing else: same input, same folds, on every machine.
+    first: each goes to the fold that holds the fewest speakers of that sex, and of these to the one with the fewest
+    clips; equal speakers come in seeded order. Depends on nothing else: same input, same folds, on every machine.
     Raises CorpusError with fewer speakers than folds, since a fold would be empty.
     """
     if len(clips_of) < folds:
@@ -35,16 +35,15 @@ def assign_folds(
     shuffled.sort(key=lambda speaker: -clips_of[speaker])
     sizes = Counter(sex_of[speaker] for speaker in shuffled)
     of_sex: dict[tuple[int, str | None], int] = defaultdict(int)
-    total, speakers = [0] * folds, [0] * folds
+    total = [0] * folds
     chosen: dict[str, int] = {}
     # The larger sex first: the smaller one then also evens out the totals.
     for sex in sorted(sizes, key=lambda s: (-sizes[s], str(s))):
         for speaker in (s for s in shuffled if sex_of[s] == sex):
-            fold = min(range(folds), key=lambda f: (of_sex[f, sex], total[f], speakers[f], f))
+            fold = min(range(folds), key=lambda f: (of_sex[f, sex], total[f], f))
             chosen[speaker] = fold
-            of_sex[fold, sex] += clips_of[speaker]
+            of_sex[fold, sex] += 1
             total[fold] += clips_of[speaker]
-            speakers[fold] += 1
     return chosen
 
 

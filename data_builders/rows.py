@@ -323,7 +323,7 @@ _FAMILIES: Mapping[pa.DataType, tuple[str, Callable[[pa.DataType], bool]]] = {
 
 def _clips(data: bytes, path: Path, cure: str) -> tuple[Clip, ...]:
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = pq.read_table(io.BytesIO(data), use_threads=False)
     except pa.ArrowException as error:
         raise CorpusError(f"is no parquet file: {error}", row=str(path), cure=cure) from None
     for name, (kind, nullable) in COLUMNS.items():
