@@ -28,7 +28,6 @@ SUM_TOLERANCE = 0.02
 _SHARE = re.compile(r"([a-z]+) (-?\d+(?:\.\d+)?)", re.ASCII)
 _ANSWER = re.compile(r"Vote: ([^\r\n]*)\nShares: ([^\r\n]*)")
 
-
 PROBLEMS = {
     "bad_think": "not one think block at the start, or a tag of the grammar inside it",
     "truncated": "a think or answer block that is not closed",
@@ -69,8 +68,7 @@ def round_shares(probabilities: Sequence[float], digits: int = 2) -> tuple[int, 
     """
     whole = 10**digits
     scaled = [float(p) * whole for p in floor_shares([list(probabilities)], 0.0)[0]]
-    # 1e-9 keeps 0.29 * 100 = 28.999999999999996 from losing its own hundredth.
-    parts = [int(s + 1e-9) for s in scaled]
+    parts = [int(s) for s in scaled]  # 0.29 * 100 = 28.999999999999996 gets its hundredth back as the largest remainder
     order = sorted(range(len(scaled)), key=lambda i: (-(scaled[i] - parts[i]), i))
     for i in order[: whole - sum(parts)]:
         parts[i] += 1
