@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from reasoning.audio import MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, probe, read_audio
+from reasoning.audio import MIN_SECONDS, SAMPLE_RATE, probe, read_audio
 from reasoning.errors import AudioError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 72924\n"
@@ -186,10 +186,16 @@ def test_silence_is_read_where_it_is_asked_for():
     assert not read_audio(encode(np.zeros(SAMPLE_RATE)), allow_silence=True).any()
 
 
-def test_a_voice_just_over_the_silence_peak_is_read():
+@pytest.mark.parametrize(("steps", "silent"), [(3, True), (4, False)])
+def test_silence_is_a_peak_of_at_most_three_steps_of_16_bit_audio(steps, silent):
     quiet = np.zeros(SAMPLE_RATE)
-    quiet[0] = 1.01 * SILENCE_PEAK
-    assert len(read_audio(encode(quiet, subtype="FLOAT"))) == SAMPLE_RATE
+    quiet[100] = -steps / 2**15
+    data = encode(quiet, subtype="PCM_16")
+    if silent:
+        with pytest.raises(AudioError, match="is silent"):
+            read_audio(data)
+    else:
+        assert read_audio(data).min() == -steps / 2**15
 
 
 def test_the_shortest_audio_allowed_is_read():
