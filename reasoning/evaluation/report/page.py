@@ -15,7 +15,7 @@ from markupsafe import Markup
 from reasoning.evaluation.metrics import LOWER_IS_BETTER, METRICS, PROPER
 from reasoning.evaluation.report import panels, views
 from reasoning.evaluation.report.clips import clip_cards
-from reasoning.evaluation.report.verdict import READS, TONES, interval, number, tiles, verdict
+from reasoning.evaluation.report.verdict import interval, number, tiles, verdict
 
 PACKAGE = "reasoning.evaluation.report"
 
@@ -64,7 +64,8 @@ def render(
             tiles=tiles(view),
             headline=panels.headline_forest(view),
             raters=panels.rater_forest(view),
-            differences=panels.difference_forests(view),
+            equivalents=panels.rater_equivalents(view),
+            differences=panels.differences(view),
             entropy_bins=panels.entropy_bin_forest(view),
             uncertainty=[u for u, _ in found if u is not None],
             shares=[m for _, m in found if m is not None],
@@ -92,13 +93,10 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(number=number, interval=interval)
     environment.globals.update(
-        reads=READS,
-        tones=TONES,
         metrics=METRICS,
         metric_titles=views.METRIC_TITLES,
         lower_is_better=LOWER_IS_BETTER,
         short_metrics=("jsd_bits", *PROPER),
         group_titles=panels.GROUP_TITLES,
-        zip=zip,
     )
     return environment

@@ -9,7 +9,7 @@ import numpy as np
 
 from reasoning.distributions import normalize_votes
 from reasoning.evaluation.report.charts import Axis, CalibrationBin, Scatter, axis, calibration, entropy_scatter
-from reasoning.evaluation.report.verdict import READS, TONES, Tone
+from reasoning.evaluation.report.verdict import READS, TONES, Tone, reading
 from reasoning.evaluation.report.views import ClipAnswers, Comparison, Kind, Scores, Series
 from reasoning.evaluation.statistics import Interval
 
@@ -72,29 +72,66 @@ def rater_forest(scores: Scores) -> Forest | None:
     groups = []
     for i, k in enumerate(raters.k):
         people = Row(f"{k} {'rater' if k == 1 else 'raters'}", "human", raters.jsd_bits[i])
-        models = [Row(scores.by_key(key).title, scores.by_key(key).kind, v[i]) for key, v in raters.models.items()]
+        shown = [(scores.by_key(key), values[i]) for key, values in raters.models.items()]
+        models = [Row(s.title, s.kind, v) for s, v in shown if s.kind == "model" or s.system == "linear_probe"]
         groups.append((f"Against the votes that remain beside {people.title}", [people, *models]))
     return _forest("jsd_bits against the remaining votes, lower is better, with 95% intervals", groups)
 
 
-def difference_forests(scores: Scores) -> list[tuple[str, Forest, tuple[Comparison, ...]]]:
-    """For every model that was compared: its name, paired jsd_bits differences by kind, and the comparisons."""
-    titles = {"baseline": "Against baselines", "system": "Against systems", "readout": "Between readouts"}
-    titles["control"] = "Against itself without the right audio"
+def rater_equivalents(scores: Scores) -> list[tuple[str, str]]:
+    """(title, text) of every system that was scored against raters."""
+    texts = scores.raters.equivalents if scores.raters is not None else {}
+    return [(scores.by_key(key).title, text) for key, text in texts.items()]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Paired jsd_bits differences under one heading, as a chart and as the comparisons behind it."""
+
+    title: str
+    note: str
+    chart: Forest
+    comparisons: tuple[Comparison, ...]
+
+
+_DIFFERENCES = {
+    "baseline": "Against baselines",
+    "system": "Against other systems",
+    "readout": "Between readouts",
+    "control": "Against itself without the right audio",
+}
+_LEAK = (
+    "Without the right audio a model should know no more than the sentence. A control that beats the sentence-only "
+    "predictor would point to a leak."
+)
+
+
+def differences(scores: Scores) -> list[Differences]:
+    """One entry for every model that was compared, and one for the controls against the sentence-only predictor."""
     found = []
-    for key in dict.fromkeys(c.system for c in scores.comparisons):
-        own = tuple(c for c in scores.comparisons if c.system == key)
-        groups = []
-        for kind, title in titles.items():
-            rows = [
-                Row(other.title, other.kind, c.metrics["jsd_bits"], READS[c.verdict], TONES[c.verdict])
-                for c, other in ((c, scores.by_key(c.versus)) for c in own if c.kind == kind)
-            ]
-            groups.append((title, rows))
-        name = scores.by_key(key).title
-        caption = f"{name} minus the other, jsd_bits on the same clips: left of zero, {name} is closer to the votes"
-        found.append((name, _forest(caption, groups, signed=True), own))
+    for series in (s for s in scores.series if s.kind == "model"):
+        own = tuple(c for c in scores.comparisons if c.system == series.key)
+        others = [(c, scores.by_key(c.versus)) for c in own]
+        groups = [
+            (title, [_difference(other.title, other, c, TONES[c.verdict]) for c, other in others if c.kind == kind])
+            for kind, title in _DIFFERENCES.items()
+        ]
+        if own:
+            caption = (
+                f"{series.title} minus the other, jsd_bits on the same clips: left of zero, it is closer to the votes"
+            )
+            found.append(Differences(series.title, "", _forest(caption, groups, signed=True), own))
+    controls = tuple(c for c in scores.comparisons if scores.by_key(c.system).kind == "control")
+    if controls:
+        pairs = [(c, scores.by_key(c.system)) for c in controls]
+        rows = [_difference(control.title, control, c, "plain") for c, control in pairs]
+        chart = _forest("control minus sentence only, jsd_bits on the same clips", [("Controls", rows)], signed=True)
+        found.append(Differences("Controls against the sentence alone", _LEAK, chart, controls))
     return found
+
+
+def _difference(title: str, marked: Series, comparison: Comparison, tone: Tone) -> Row:
+    return Row(title, marked.kind, comparison.metrics["jsd_bits"], READS[reading(comparison)], tone)
 
 
 def entropy_bin_forest(scores: Scores) -> Forest | None:

@@ -21,6 +21,7 @@ READS = {
     "worse": "worse",
     "sharpening": "closer, but only by sharpening",
     "unclear": "no difference shown",
+    "farther": "farther, but no proper score agrees",
 }
 
 
@@ -55,6 +56,13 @@ def joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def reading(comparison: Comparison) -> str:
+    """Which of READS a comparison is: its verdict, told apart where jsd_bits is clearly higher but nothing else is."""
+    if comparison.verdict == "unclear" and comparison.metrics["jsd_bits"].low > 0:
+        return "farther"
+    return comparison.verdict
+
+
 def verdict(scores: Scores) -> str:
     """One sentence on the lead model against every baseline, with the figures it rests on."""
     lead = scores.lead
@@ -69,7 +77,7 @@ def verdict(scores: Scores) -> str:
         return f"{start}; it was compared with no baseline."
     named: dict[str, list[str]] = {name: [] for name in READS}
     for c in against:
-        named[c.verdict].append(scores.by_key(c.versus).title)
+        named[reading(c)].append(scores.by_key(c.versus).title)
     if len(named["better"]) == len(against):
         beaten = f"each of the {len(against)} baselines" if len(against) > 1 else named["better"][0]
         return f"{start}, closer than {beaten}: paired interval clear of zero, and a proper score agrees."
@@ -80,8 +88,10 @@ def verdict(scores: Scores) -> str:
         parts.append(f"closer than {joined(named['sharpening'])} only by sharpening, as no proper score agrees")
     if named["unclear"]:
         parts.append(f"not shown to differ from {joined(named['unclear'])}")
+    if named["farther"]:
+        parts.append(f"farther away than {joined(named['farther'])}, though no proper score agrees")
     if named["worse"]:
-        parts.append(f"farther away than {joined(named['worse'])}")
+        parts.append(f"worse than {joined(named['worse'])}")
     return f"{start}: {'; '.join(parts)}."
 
 
@@ -115,7 +125,7 @@ def _margin(scores: Scores, lead: Series) -> Tile | None:
 
 def _difference(name: str, c: Comparison) -> Tile:
     jsd = c.metrics["jsd_bits"]
-    note = f"{READS[c.verdict]}; 95% interval {number(jsd.low, signed=True)} to {number(jsd.high, signed=True)}"
+    note = f"{READS[reading(c)]}; 95% interval {number(jsd.low, signed=True)} to {number(jsd.high, signed=True)}"
     return Tile(name, number(jsd.estimate, signed=True), note, TONES[c.verdict])
 
 

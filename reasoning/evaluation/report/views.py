@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from reasoning.errors import EvaluationError
+from reasoning.evaluation.comparisons import verdict_of
 from reasoning.evaluation.statistics import Interval
 
 Kind = Literal["model", "control", "baseline"]
@@ -86,7 +87,7 @@ class EntropyBin:
 
 @dataclass(frozen=True)
 class Comparison:
-    """system minus versus on identical clips. verdict: better, worse, sharpening or unclear."""
+    """system minus versus on identical clips. verdict: see `comparisons.verdict_of`; sentence: what may be said."""
 
     system: str
     versus: str
@@ -115,6 +116,7 @@ class Scores:
     protocol: Mapping[str, Any]
     corpus: str
     statement: str
+    n_tied: int
     few_speakers: str | None
     n_speakers: int
     series: tuple[Series, ...]
@@ -181,7 +183,8 @@ def read_scores(data: Mapping[str, Any]) -> Scores:
             emotions=tuple(data["emotions"]),
             protocol=dict(data["protocol"]),
             corpus=data["protocol"]["corpus"],
-            statement=data["protocol"].get("statement", ""),
+            statement=data["protocol"]["statement"],
+            n_tied=max((s["hard"]["n_tied"] for s in data["systems"]), default=0),
             few_speakers=data["few_speakers"],
             n_speakers=max((s["n_speakers"] for s in data["systems"]), default=0),
             series=tuple(_series(s) for s in data["systems"]),
@@ -231,11 +234,9 @@ def _comparison(data: Mapping[str, Any]) -> Comparison:
         data["verdict"],
         data["sentence"],
     )
-    jsd = found.metrics["jsd_bits"]
-    claims = {"better": jsd.high < 0, "sharpening": jsd.high < 0, "worse": jsd.low > 0, "unclear": True}
-    if not claims[found.verdict]:
-        pair = f"{found.system} against {found.versus}"
-        raise EvaluationError(f"calls {pair} {found.verdict}, and the interval does not", row="scores.json")
+    if (allowed := verdict_of(found.metrics)) != found.verdict:
+        what = f"calls {found.system} against {found.versus} {found.verdict}, but its intervals say {allowed}"
+        raise EvaluationError(what, row="scores.json", field="comparisons", cure="score the runs again")
     return found
 
 
