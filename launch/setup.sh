@@ -17,7 +17,7 @@ find_python() { # prints the first interpreter that is 3.11 or newer; 3.11 first
     for candidate in "${EQUIVOX_PYTHON:-}" python3.11 python3.12 python3.13 python3 python; do
         [ -n "$candidate" ] || continue
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
-            "$candidate" -c 'import sys; print(sys.executable)'
+            command -v "$candidate"
             return 0
         fi
         if [ "$candidate" = "${EQUIVOX_PYTHON:-}" ]; then

@@ -1,0 +1,37 @@
+"""Another package of the same name must be refused with its path, not trained with."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import HOME, SIBLINGS
+
+
+def import_launch(python_path: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(python_path)}
+    command = [sys.executable, "-c", "import launch; print(launch.__file__)"]
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+@pytest.mark.parametrize("kind", ["file", "package"])
+def test_a_shadowing_module_is_named(tmp_path: Path, name: str, kind: str):
+    shadow = tmp_path / f"{name}.py" if kind == "file" else tmp_path / name / "__init__.py"
+    shadow.parent.mkdir(exist_ok=True)
+    shadow.write_text("raise SystemExit('the shadow was run')")
+    done = import_launch(tmp_path)
+    assert done.returncode == 1
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("ImportError")
+    assert str(shadow) in message
+    assert str(HOME / name) in message
+
+
+def test_a_folder_without_python_in_it_shadows_nothing(tmp_path: Path):
+    """A data folder that happens to be called `rewards` loses against the installed package."""
+    (tmp_path / "rewards").mkdir()
+    done = import_launch(tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, str(HOME / "launch" / "__init__.py")), done.stderr
