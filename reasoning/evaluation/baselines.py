@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import softmax
 
+from reasoning.clips import Clip
 from reasoning.distributions import jsd_bits, nll_bits, normalize_votes, temper
 from reasoning.errors import EvaluationError
 
@@ -85,6 +86,44 @@ def sentence_only(
             counts[text] = counts.get(text, 0) + 1
     candidates = [SentenceMeans(prior, sums, counts, shrinkage) for shrinkage in SHRINKAGES]
     return min(candidates, key=lambda c: float(nll_bits(dev_votes_NK, c.predict(dev_transcripts)).mean()))
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Everything of a fold that is fitted without audio. constant_K: `jsd_constant`."""
+
+    prior_K: Array
+    constant_K: Array
+    sentences: SentenceMeans
+
+    def predict(self, transcripts: Sequence[str | None]) -> dict[str, Array]:
+        """Baseline -> a distribution for each clip, shape (N, K)."""
+        n = len(transcripts)
+        return {
+            "uniform": np.tile(uniform(len(self.prior_K)), (n, 1)),
+            "training_prior": np.tile(self.prior_K, (n, 1)),
+            "jsd_constant": np.tile(self.constant_K, (n, 1)),
+            "sentence_only": self.sentences.predict(transcripts),
+        }
+
+    def to_dict(self) -> dict[str, list[float] | float | str]:
+        """JSON-safe: training_prior, jsd_constant and sentence_shrinkage ("inf" for the prior itself)."""
+        shrinkage = self.sentences.shrinkage
+        return {
+            "training_prior": self.prior_K.tolist(),
+            "jsd_constant": self.constant_K.tolist(),
+            "sentence_shrinkage": "inf" if np.isinf(shrinkage) else shrinkage,
+        }
+
+
+def fit_baselines(train: Sequence[Clip], dev: Sequence[Clip]) -> Baselines:
+    """The baselines of a fold. Raises EvaluationError when train or dev has no clip."""
+    for name, clips in (("train", train), ("dev", dev)):
+        if not clips:
+            raise EvaluationError(f"no {name} clip to fit baselines on", field="fold")
+    votes, dev_votes = (np.array([clip.votes for clip in clips]) for clips in (train, dev))
+    sentences = sentence_only([c.transcript for c in train], votes, [c.transcript for c in dev], dev_votes)
+    return Baselines(training_prior(votes), jsd_constant(votes), sentences)
 
 
 def fit_temperature(dev_votes_NK: ArrayLike, dev_probs_NK: ArrayLike) -> float:

@@ -1,0 +1,87 @@
+"""The results table for README: the section between two markers is replaced, the rest of the file is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reasoning.errors import EvaluationError
+from reasoning.evaluation.comparisons import title
+from reasoning.evaluation.record import write_text_atomic
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+COLUMNS = ("jsd_bits", "nll_bits", "brier", "bc", "entropy_correlation", "ua")
+_HEADS = ("jsd_bits ↓ [95%]", "nll_bits ↓", "brier ↓", "bc ↑", "entropy corr. ↑", "UA ↑", "parsed")
+_SHOWN = ("corpus", "statement", "folds", "subset", "n_clips", "n_speakers", "readouts", "prompt_level", "decoding",
+          "tie_rule", "unparseable_rule", "nll_floor", "intervals")  # fmt: skip
+
+
+def results_markdown(scores: Mapping[str, Any]) -> str:
+    """The table, the human reference points, the claims about models and the protocol, as GitHub markdown."""
+    rows = ["| system | " + " | ".join(_HEADS) + " | raters |", "|---" * (len(_HEADS) + 2) + "|"]
+    raters = scores["human"]["raters"]
+    for system in scores["systems"]:
+        equivalent = raters["models"].get(system["key"], {}).get("text", "–") if raters else "–"
+        cells = [title((system["system"], system["readout"], system["control"])), *_cells(system), equivalent]
+        rows.append("| " + " | ".join(cells) + " |")
+    notes = [_human_note(scores["human"])]
+    if scores["few_speakers"]:
+        notes.append(scores["few_speakers"])
+    wanted = ("baseline", "system")
+    claims = [f"- {escape(c['sentence'])}" for c in scores["comparisons"] if c["kind"] in wanted]
+    shown = [f"{name.replace('_', ' ')}: {scores['protocol'][name]}" for name in _SHOWN]
+    parts = ["\n".join(rows), *map(escape, notes), _folded("What may be claimed", "\n".join(claims))]
+    return "\n\n".join([*parts, _folded("Protocol", "\n".join(f"- {escape(line)}" for line in shown))])
+
+
+def write_section(path: Path, text: str) -> None:
+    """Replace what stands between the markers in `path` by `text`. Raises EvaluationError without one such pair."""
+    cure = f"put {BEGIN} and {END} on lines of their own where the table belongs"
+    try:
+        old = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise EvaluationError(f"cannot be read: {error.strerror}", row=str(path), field="markdown") from None
+    if (old.count(BEGIN), old.count(END)) != (1, 1) or old.index(BEGIN) > old.index(END):
+        raise EvaluationError("has no single pair of result markers", row=str(path), field="markdown", cure=cure)
+    before, after = old.split(BEGIN)[0], old.split(END)[1]
+    write_text_atomic(path, f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def escape(text: str) -> str:
+    """`text` as markdown shows it literally: names come from users and data."""
+    for mark in "\\`*_|<>":
+        text = text.replace(mark, {"<": "&lt;", ">": "&gt;"}.get(mark, f"\\{mark}"))
+    return text
+
+
+def _cells(system: Mapping[str, Any]) -> list[str]:
+    metrics = system["metrics"]
+    headline = metrics["jsd_bits"]
+    ends = "" if headline["low"] is None else f" [{headline['low']:.3f}, {headline['high']:.3f}]"
+    cells = [f"{headline['estimate']:.3f}{ends}", *(_number(metrics[name]["estimate"]) for name in COLUMNS[1:])]
+    return [*cells, f"{100 * system['parse_rate']['estimate']:.1f}%"]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _human_note(human: Mapping[str, Any]) -> str:
+    note = f"Vote sampling alone costs an oracle {human['sampling_floor']['jsd_bits']['estimate']:.3f} jsd_bits."
+    raters = human["raters"]
+    if raters is None:
+        return note
+    each = _listed([f"{k}: {i['estimate']:.3f}" for k, i in zip(raters["k"], raters["jsd_bits"], strict=True)])
+    return (
+        f"{note} Raters against the remaining votes, jsd_bits by number of raters: {each} "
+        f"({raters['n_clips']} clips). Raters: how many of them score like the system on the same remaining votes."
+    )
+
+
+def _listed(items: Sequence[str]) -> str:
+    return ", ".join(items)
+
+
+def _folded(title_: str, body: str) -> str:
+    return f"<details><summary>{title_}</summary>\n\n{body}\n\n</details>"
