@@ -208,7 +208,7 @@ def test_predicting_the_votes_themselves_is_perfect(votes):
 
 
 def test_clips_without_votes_and_shapes_that_differ_are_refused():
-    with pytest.raises(DistributionError, match="positive sum"):
+    with pytest.raises(DistributionError, match="holds no vote"):
         per_clip([[0, 0]], [[0.5, 0.5]])
     with pytest.raises(EvaluationError, match="do not match"):
         per_clip([[1, 1]], [[0.2, 0.3, 0.5]])
