@@ -34,16 +34,15 @@ COMMANDS = {
     ),
     "grpo": Command(
         "reinforce sampled answers that come close to the votes",
-        "equivox grpo --config launch/configs/grpo.yaml --data data/crema_d --adapter runs/mine/sft "
-        "--output_dir runs/mine/grpo",
+        "equivox grpo --config launch/configs/grpo.yaml --data data/crema_d --adapter runs/mine/sft \\\n"
+        "                  --output_dir runs/mine/grpo",
         distributed=True,
     ),
     "evaluate": Command(
         "run a model on held-out speakers and score it beside the baselines",
-        "equivox evaluate --model models/seed --adapter runs/mine/grpo --data data/crema_d --fold 0 --name grpo "
-        "--out runs/mine/eval_grpo",
+        "equivox evaluate --model models/seed --adapter runs/mine/grpo --data data/crema_d --out runs/mine/eval",
     ),
-    "score": Command("pool folds and systems into one report", "equivox score runs/mine/eval_* --out runs/mine/report"),
+    "score": Command("pool folds and systems into one report", "equivox score runs/mine/eval* --out runs/mine/report"),
     "predict": Command(
         "print one file's distribution and answer",
         "equivox predict clip.wav --model models/seed --adapter runs/mine/grpo",

@@ -34,8 +34,9 @@ main() {
         stage "Fold $fold, GRPO: sampled answers rewarded for closeness to the votes" "$run/grpo" \
             equivox grpo --config launch/configs/grpo.yaml --model_name_or_path "$model" --data "$data" --fold "$fold" \
             --adapter "$run/sft" --output_dir "$run/grpo"
-        evaluate base
-        evaluate sft --adapter "$run/sft"
+        # The linear probe hears the same frozen encoder in every system, so one evaluation runs it.
+        evaluate base --no-probe --controls none
+        evaluate sft --adapter "$run/sft" --no-probe
         evaluate grpo --adapter "$run/grpo"
     done
 
@@ -44,7 +45,7 @@ main() {
     farewell $((SECONDS - began))
 }
 
-evaluate() { # SYSTEM [--adapter DIR]: the fold's held-out speakers, heard by one system
+evaluate() { # SYSTEM [OPTIONS]: the fold's held-out speakers, heard by one system
     local system="$1" out="$run/eval_$1"
     shift
     stage "Fold $fold, evaluation of $system on speakers never trained on" "$out" \
@@ -83,7 +84,7 @@ stage() { # TITLE FOLDER COMMAND...: runs the command unless it has finished in 
     local title="$1" out="$2" began=$SECONDS inputs
     shift 2
     heading "$title"
-    inputs="$(fingerprint "$@")"
+    inputs="$(fingerprint "$out" "$@")"
     if [ ! -f "$out/finished" ]; then
         "$@"
         printf '%s\n' "$inputs" >"$out/finished"
@@ -95,15 +96,14 @@ stage() { # TITLE FOLDER COMMAND...: runs the command unless it has finished in 
     fi
 }
 
-fingerprint() { # the command, and the checksums of what it reads
-    local argument file
+fingerprint() { # FOLDER COMMAND...: the command, and the checksums of what it reads; FOLDER is what it writes
+    local out="$1" argument file
+    shift
     printf '%s\n' "$*"
     for argument in "$@"; do
+        case "$argument" in "$out" | README.md) continue ;; esac
         for file in "$argument" "$argument"/{corpus.json,seed.json,adapter_model.safetensors,predictions.jsonl}; do
-            case "$file" in
-                README.md) ;; # written, not read
-                *) [ ! -f "$file" ] || cksum "$file" ;;
-            esac
+            [ ! -f "$file" ] || cksum "$file"
         done
     done
 }

@@ -17,21 +17,24 @@ def import_launch(python_path: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", SIBLINGS)
-@pytest.mark.parametrize("kind", ["file", "package"])
+@pytest.mark.parametrize("kind", ["file", "package", "folder"])
 def test_a_shadowing_module_is_named(tmp_path: Path, name: str, kind: str):
-    shadow = tmp_path / f"{name}.py" if kind == "file" else tmp_path / name / "__init__.py"
-    shadow.parent.mkdir(exist_ok=True)
-    shadow.write_text("raise SystemExit('the shadow was run')")
+    """A folder without Python in it counts: sys.path wins against an editable install even as a namespace package."""
+    shadow = {"file": tmp_path / f"{name}.py", "package": tmp_path / name / "__init__.py", "folder": tmp_path / name}[
+        kind
+    ]
+    if kind == "folder":
+        shadow.mkdir()
+    else:
+        shadow.parent.mkdir(exist_ok=True)
+        shadow.write_text("raise SystemExit('the shadow was run')")
     done = import_launch(tmp_path)
     assert done.returncode == 1
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith("ImportError")
-    assert str(shadow) in message
-    assert str(HOME / name) in message
+    assert f"would load {shadow} instead of {HOME / name}" in message
 
 
-def test_a_folder_without_python_in_it_shadows_nothing(tmp_path: Path):
-    """A data folder that happens to be called `rewards` loses against the installed package."""
-    (tmp_path / "rewards").mkdir()
+def test_without_a_shadow_launch_is_imported_from_anywhere(tmp_path: Path):
     done = import_launch(tmp_path)
     assert (done.returncode, done.stdout.strip()) == (0, str(HOME / "launch" / "__init__.py")), done.stderr
