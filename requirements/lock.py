@@ -4,8 +4,15 @@ Prints the lock of the environment it runs in: the exact version of everything t
 walked from the installed metadata, so that what is pinned is what the tests ran with. Run it after a dependency was
 added to pyproject.toml and installed, and commit both. torch is left to launch/setup.sh, which picks its CPU build;
 torchvision, torchaudio and torchcodec are left out because their PyPI builds are CUDA ones that break transformers.
+
+    pip install --dry-run --ignore-installed --report report.json -c requirements/stack.txt ".[vllm,deepspeed,dev]"
+    python requirements/lock.py report.json > requirements/cuda.txt
+
+makes the constraints for GPU machines the same way from what pip resolved. CUDA's own libraries and triton are left
+out: torch pins them exactly for its build, and the machine that resolves need not have that build.
 """
 
+import json
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 
@@ -18,6 +25,11 @@ HEAD = """\
 # Everything that Equivox needs on a CPU machine, exactly pinned; torch and its CPU build are launch/setup.sh's.
 # Installed with `pip install --no-deps -r requirements/cpu.lock`: --no-deps keeps out what is listed nowhere here.
 # Made by `python requirements/lock.py > requirements/cpu.lock`, see there. Python {python}, {platform}."""
+CUDA_HEAD = """\
+# Constraints for GPU machines: `pip install -c requirements/cuda.txt -e ".[vllm,deepspeed,dev]"`, as launch/setup.sh
+# does. Resolved by pip, not yet installed on a GPU. CUDA libraries and triton are torch's to pin.
+# Made by `python requirements/lock.py report.json > requirements/cuda.txt`, see there. Python {python}, {platform}."""
+TORCH_PINS = ("nvidia-", "cuda-", "triton")
 
 
 def closure(name: str, extras: tuple[str, ...] = ()) -> dict[str, str]:
@@ -55,9 +67,20 @@ def applies(requirement: Requirement, extras: tuple[str, ...]) -> bool:
     return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
 
 
+def resolved(report: str) -> dict[str, str]:
+    """Name -> version of what pip would install according to its --report file, without what torch pins by itself."""
+    with open(report) as file:
+        found = [item["metadata"] for item in json.load(file)["install"]]
+    pins = {canonicalize_name(item["name"]): item["version"].partition("+")[0] for item in found}
+    return {name: pins[name] for name in pins if name != "equivox" and not name.startswith(TORCH_PINS)}
+
+
 def main() -> None:
-    pins = {name: version for name, version in closure("equivox", EXTRAS).items() if name not in LEFT_OUT}
-    print(HEAD.format(python=".".join(map(str, sys.version_info[:2])), platform=sys.platform))
+    if len(sys.argv) > 1:
+        head, pins = CUDA_HEAD, resolved(sys.argv[1])
+    else:
+        head, pins = HEAD, {n: v for n, v in closure("equivox", EXTRAS).items() if n not in LEFT_OUT}
+    print(head.format(python=".".join(map(str, sys.version_info[:2])), platform=sys.platform))
     for name in sorted(pins):
         print(f"{name}=={pins[name]}")
 

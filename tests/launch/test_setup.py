@@ -1,6 +1,7 @@
 """launch/setup.sh against a recorded pip (installing takes minutes), and the lock against pyproject.toml and this very
 environment."""
 
+import ast
 import os
 import re
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,20 @@ def test_the_committed_lock_is_the_one_that_its_script_makes():
     )
     pins = [line for line in made.stdout.splitlines() if not line.startswith("#")]
     assert dict(line.split("==") for line in pins) == LOCK
+
+
+def test_every_package_that_the_source_imports_is_a_stated_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stated = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    provider = packages_distributions()
+    imported = set()
+    for package in ("reasoning", "data_builders", "rewards", "launch"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                    imported.add(node.module.partition(".")[0])
+    third_party = imported - sys.stdlib_module_names - {"reasoning", "data_builders", "rewards", "launch"}
+    missing = {name for name in third_party if not {canonicalize_name(d) for d in provider.get(name, [])} & stated}
+    assert missing - {"vllm", "deepspeed"} == set()
