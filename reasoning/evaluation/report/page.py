@@ -15,7 +15,7 @@ from markupsafe import Markup
 from reasoning.evaluation.metrics import LOWER_IS_BETTER, METRICS, PROPER
 from reasoning.evaluation.report import panels, views
 from reasoning.evaluation.report.clips import clip_cards
-from reasoning.evaluation.report.verdict import interval, number, tiles, verdict
+from reasoning.evaluation.report.verdict import READS, interval, number, reading, tiles, verdict
 
 PACKAGE = "reasoning.evaluation.report"
 
@@ -83,6 +83,11 @@ def _asset(name: str) -> str:
     return (files(PACKAGE) / "templates" / name).read_text(encoding="utf-8")
 
 
+def _field_label(key: str) -> str:
+    """A protocol field for people: `n_clips` -> `clips`."""
+    return key.removeprefix("n_").replace("_", " ")
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(PACKAGE),
@@ -91,11 +96,12 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, interval=interval)
+    environment.filters.update(number=number, interval=interval, field_label=_field_label)
     environment.globals.update(
         metrics=METRICS,
         metric_titles=views.METRIC_TITLES,
         lower_is_better=LOWER_IS_BETTER,
+        reading=lambda comparison: READS[reading(comparison)],
         short_metrics=("jsd_bits", *PROPER),
         group_titles=panels.GROUP_TITLES,
     )

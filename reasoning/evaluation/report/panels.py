@@ -72,16 +72,22 @@ def rater_forest(scores: Scores) -> Forest | None:
     groups = []
     for i, k in enumerate(raters.k):
         people = Row(f"{k} {'rater' if k == 1 else 'raters'}", "human", raters.jsd_bits[i])
-        shown = [(scores.by_key(key), values[i]) for key, values in raters.models.items()]
-        models = [Row(s.title, s.kind, v) for s, v in shown if s.kind == "model" or s.system == "linear_probe"]
+        shown = [
+            s for s in scores.series if s.key in raters.models and (s.kind == "model" or s.system == "linear_probe")
+        ]
+        models = [Row(s.title, s.kind, raters.models[s.key][i]) for s in sorted(shown, key=_models_first)]
         groups.append((f"Against the votes that remain beside {people.title}", [people, *models]))
     return _forest("jsd_bits against the remaining votes, lower is better, with 95% intervals", groups)
 
 
 def rater_equivalents(scores: Scores) -> list[tuple[str, str]]:
-    """(title, text) of every system that was scored against raters."""
+    """(title, text) of every system that was scored against raters, models first."""
     texts = scores.raters.equivalents if scores.raters is not None else {}
-    return [(scores.by_key(key).title, text) for key, text in texts.items()]
+    return [(s.title, texts[s.key]) for s in sorted(scores.series, key=_models_first) if s.key in texts]
+
+
+def _models_first(series: Series) -> int:
+    return list(GROUP_TITLES).index(series.kind)
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ def _difference(title: str, marked: Series, comparison: Comparison, tone: Tone) 
 def entropy_bin_forest(scores: Scores) -> Forest | None:
     """jsd_bits by how much the listeners disagreed: models, the training prior and the linear probe."""
     shown = [s for s in scores.series if s.kind == "model" or s.system in ("training_prior", "linear_probe")]
-    shown = [s for s in shown if s.by_vote_entropy]
+    shown = sorted((s for s in shown if s.by_vote_entropy), key=_models_first)
     if not shown:
         return None
     groups = []

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from reasoning.evaluation.metrics import PROPER
 from reasoning.evaluation.report.views import CONTROL_TITLES, Comparison, Scores, Series
 from reasoning.evaluation.statistics import Interval
 
@@ -22,6 +23,7 @@ READS = {
     "sharpening": "closer, but only by sharpening",
     "unclear": "no difference shown",
     "farther": "farther, but no proper score agrees",
+    "behind": "no difference by jsd_bits, worse by a proper score",
 }
 
 
@@ -57,10 +59,12 @@ def joined(names: Sequence[str]) -> str:
 
 
 def reading(comparison: Comparison) -> str:
-    """Which of READS a comparison is: its verdict, told apart where jsd_bits is clearly higher but nothing else is."""
-    if comparison.verdict == "unclear" and comparison.metrics["jsd_bits"].low > 0:
+    """Which of READS a comparison is: its verdict, with "unclear" told apart where some score is clearly worse."""
+    if comparison.verdict != "unclear":
+        return comparison.verdict
+    if comparison.metrics["jsd_bits"].low > 0:
         return "farther"
-    return comparison.verdict
+    return "behind" if any(comparison.metrics[m].low > 0 for m in PROPER) else "unclear"
 
 
 def verdict(scores: Scores) -> str:
@@ -88,6 +92,8 @@ def verdict(scores: Scores) -> str:
         parts.append(f"closer than {joined(named['sharpening'])} only by sharpening, as no proper score agrees")
     if named["unclear"]:
         parts.append(f"not shown to differ from {joined(named['unclear'])}")
+    if named["behind"]:
+        parts.append(f"not shown to differ from {joined(named['behind'])} in jsd_bits and worse by a proper score")
     if named["farther"]:
         parts.append(f"farther away than {joined(named['farther'])}, though no proper score agrees")
     if named["worse"]:

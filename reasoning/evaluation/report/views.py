@@ -87,14 +87,14 @@ class EntropyBin:
 
 @dataclass(frozen=True)
 class Comparison:
-    """system minus versus on identical clips. verdict: see `comparisons.verdict_of`; sentence: what may be said."""
+    """system minus versus on identical clips. verdict: see `comparisons.verdict_of`."""
 
     system: str
     versus: str
     kind: str
     metrics: Mapping[str, Interval]
+    tempered_jsd_bits: Interval | None
     verdict: str
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -231,8 +231,8 @@ def _comparison(data: Mapping[str, Any]) -> Comparison:
         data["versus"],
         data["kind"],
         _intervals(data["metrics"]),
+        _interval(data["tempered"]["jsd_bits"]) if data["tempered"] is not None else None,
         data["verdict"],
-        data["sentence"],
     )
     if (allowed := verdict_of(found.metrics)) != found.verdict:
         what = f"calls {found.system} against {found.versus} {found.verdict}, but its intervals say {allowed}"
