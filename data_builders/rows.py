@@ -142,9 +142,9 @@ def write_corpus(out: Path, clips: Sequence[Clip], info: CorpusInfo, *, root: Pa
     `read_corpus` refuses. Raises RowError or CorpusError before anything is written; CorpusError on a full disk.
     """
     check_clips(clips, info.emotions)
-    sink = io.BytesIO()
+    sink = pa.BufferOutputStream()
     pq.write_table(_table(clips), sink, compression="zstd")
-    data = sink.getvalue()
+    data = sink.getvalue().to_pybytes()
     record = _record(info, "." if root is None else str(root.resolve()), hashlib.sha256(data).hexdigest())
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomic(out / LEFT_OUT_FILE, _left_out_text(info.left_out).encode())
@@ -323,7 +323,8 @@ _FAMILIES: Mapping[pa.DataType, tuple[str, Callable[[pa.DataType], bool]]] = {
 
 def _clips(data: bytes, path: Path, cure: str) -> tuple[Clip, ...]:
     try:
-        table = pq.read_table(io.BytesIO(data), use_threads=False)
+        # Arrow's own buffer, no Python file: a thread of Arrow's that holds one at exit aborts Python (apache/arrow#50482).
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except pa.ArrowException as error:
         raise CorpusError(f"is no parquet file: {error}", row=str(path), cure=cure) from None
     for name, (kind, nullable) in COLUMNS.items():
