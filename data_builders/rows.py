@@ -323,7 +323,7 @@ _FAMILIES: Mapping[pa.DataType, tuple[str, Callable[[pa.DataType], bool]]] = {
 
 def _clips(data: bytes, path: Path, cure: str) -> tuple[Clip, ...]:
     try:
-        # Arrow's own buffer, no Python file: a thread of Arrow's that holds one at exit aborts Python (apache/arrow#50482).
+        # Arrow's own buffer, no Python file: a thread that still holds one at exit aborts Python (apache/arrow#50482).
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except pa.ArrowException as error:
         raise CorpusError(f"is no parquet file: {error}", row=str(path), cure=cure) from None
