@@ -24,7 +24,7 @@ PENALTIES = tuple(float(p) for p in 10.0 ** np.arange(-3, 1.1, 0.5))
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A fitted probe. weights_DK and bias_K act on features standardised with mean_D and scale_D of the training rows."""
+    """A fitted probe. weights_DK and bias_K act on features standardised with the training rows' mean_D and scale_D."""
 
     weights_DK: Array
     bias_K: Array
@@ -88,7 +88,7 @@ def choose_probe(
     votes_dev: ArrayLike,
     penalties: Sequence[float] = PENALTIES,
 ) -> LinearProbe:
-    """The probe fitted on train whose penalty gives the lowest nll_bits per vote on dev (a proper score, unlike jsd)."""
+    """The probe fitted on train whose penalty gives the lowest nll_bits on dev: a proper score, as jsd_bits is not."""
     probes = [fit_probe(features_train, votes_train, penalty) for penalty in penalties]
     return min(probes, key=lambda probe: float(nll_bits(votes_dev, probe.predict(features_dev)).mean()))
 

@@ -201,7 +201,8 @@ def _write(folder: Path, spec: SeedSpec, source: Source) -> None:
         processor = make_processor(tokenizer, mel_bins=encoder["conv1.weight"].shape[1])
         steps.update()
         steps.set_description_str("seed: calibrate on synthesized speech")
-        calibrate(model, processor.feature_extractor, spec.seed)
+        fit_norm(model.model.audio_tower, processor.feature_extractor)
+        init_projector(model, spec.seed)
         steps.update()
         steps.set_description_str("seed: save")
         model.save_pretrained(folder)
@@ -259,12 +260,12 @@ def assemble(
 ) -> Any:
     """A Qwen2AudioForConditionalGeneration, float32, from an encoder and a Llama; adds AUDIO_TOKENS to the tokenizer.
 
-    The projector and the encoder's last layer norm are left for calibrate(). Raises ModelError when the encoder has
-    fewer layers than spec asks for.
+    The encoder's last layer norm and the projector are left to fit_norm() and init_projector(). Raises ModelError when
+    the encoder has fewer layers than spec asks for.
     """
     from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
-    depth = sum(name.endswith("fc1.weight") for name in encoder)
+    depth = encoder_depth(encoder)
     if not 1 <= spec.layers <= depth:
         raise ModelError(f"is {spec.layers}, but Whisper {spec.whisper}'s encoder has 1 to {depth}", field="layers")
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in AUDIO_TOKENS])
@@ -274,13 +275,12 @@ def assemble(
     rows = torch.cat([text["embed_tokens.weight"], text["embed_tokens.weight"].mean(0).expand(len(AUDIO_TOKENS), -1)])
     text["embed_tokens.weight"] = rows
     config = Qwen2AudioConfig(
-        audio_config=_encoder_config(encoder, spec.layers),
+        audio_config=encoder_config(encoder, spec.layers),
         text_config=smollm.qwen2_config(text) | _special_ids(tokenizer),
-        audio_token_index=tokenizer.token_to_id(AUDIO_TOKENS[0]),
+        audio_token_index=_id(tokenizer, AUDIO_TOKENS[0]),
     )
     model = Qwen2AudioForConditionalGeneration(config).eval()
-    kept = {n: w for n, w in encoder.items() if not n.startswith("layers.") or int(n.split(".")[1]) < spec.layers}
-    model.model.audio_tower.load_state_dict(kept)
+    model.model.audio_tower.load_state_dict(cut_encoder(encoder, spec.layers))
     model.model.language_model.load_state_dict(text)
     # SmolLM2 ties its head to its embeddings; transformers ties nothing in Qwen2-Audio whatever the config says.
     model.lm_head.load_state_dict({"weight": rows.clone()})
@@ -289,7 +289,18 @@ def assemble(
     return model
 
 
-def _encoder_config(encoder: Mapping[str, torch.Tensor], layers: int) -> dict[str, Any]:
+def encoder_depth(encoder: Mapping[str, torch.Tensor]) -> int:
+    """The number of layers of an encoder as whisper_encoder() gives it."""
+    return sum(name.endswith("fc1.weight") for name in encoder)
+
+
+def cut_encoder(encoder: Mapping[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
+    """The encoder's weights without those of the layers after the first `layers`."""
+    return {n: w for n, w in encoder.items() if not n.startswith("layers.") or int(n.split(".")[1]) < layers}
+
+
+def encoder_config(encoder: Mapping[str, torch.Tensor], layers: int) -> dict[str, Any]:
+    """Keyword arguments of a Qwen2AudioEncoderConfig for the encoder cut after `layers` layers."""
     feed_forward, width = encoder["layers.0.fc1.weight"].shape
     return {
         "model_type": "qwen2_audio_encoder",
@@ -302,8 +313,15 @@ def _encoder_config(encoder: Mapping[str, torch.Tensor], layers: int) -> dict[st
     }
 
 
-def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
-    return {f"{role}_token_id": tokenizer.token_to_id(smollm.SPECIAL[role]) for role in ("bos", "eos", "pad")}
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    return {f"{role}_token_id": _id(tokenizer, smollm.SPECIAL[role]) for role in ("bos", "eos", "pad")}
+
+
+def _id(tokenizer: Tokenizer, token: str) -> int:
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise ModelError(f"has no token {token}", row="tokenizer")
+    return number
 
 
 def make_processor(tokenizer: Tokenizer, mel_bins: int) -> Any:
@@ -323,16 +341,12 @@ def make_processor(tokenizer: Tokenizer, mel_bins: int) -> Any:
 
 
 @torch.no_grad()
-def calibrate(model: Any, feature_extractor: Any, seed: int) -> None:
-    """Set the tower's last layer norm and the projector, so that speech enters the language model as tokens do.
+def fit_norm(tower: Any, feature_extractor: Any) -> None:
+    """Set the tower's last layer norm so that every channel has mean 0 and variance 1 over synthesized speech.
 
-    Layer norm: Whisper trained it for its last layer, so after a cut it fits nothing. Its scale and shift become those
-    that give every channel mean 0 and variance 1 over synthesized speech: a few channels of the middle layers are tens
-    of times larger than the others, and a linear map trains slowly on such inputs.
-    Projector: rows of a seeded orthogonal matrix, scaled and shifted so that each dimension has the mean and the
-    standard deviation of that dimension over the token embeddings; the norms then agree as well.
+    Whisper's own was trained behind its last layer and fits no earlier one: channels then differ by a factor of ten and
+    more in size, and a fresh linear map learns slowly from such inputs (docs/seed_model.md has the measurement).
     """
-    tower, projector = model.model.audio_tower, model.model.multi_modal_projector.linear
     norm = tower.layer_norm
     norm.weight.fill_(1.0)
     norm.bias.fill_(0.0)
@@ -342,6 +356,15 @@ def calibrate(model: Any, feature_extractor: Any, seed: int) -> None:
     norm.weight.copy_(1.0 / std_C)
     norm.bias.copy_(-mean_C / std_C)
 
+
+@torch.no_grad()
+def init_projector(model: Any, seed: int) -> None:
+    """Draw the projector so that standardised features enter the language model with the moments of its tokens.
+
+    Rows of a seeded orthogonal matrix, scaled and shifted: over unit-variance inputs each of the D outputs has the mean
+    and the standard deviation of that dimension over the token embeddings, so the norms agree as well.
+    """
+    projector = model.model.multi_modal_projector.linear
     embeddings_VD = model.get_input_embeddings().weight[: -len(AUDIO_TOKENS)]
     rows_DC = torch.empty_like(projector.weight)
     torch.nn.init.orthogonal_(rows_DC, generator=torch.Generator().manual_seed(seed))

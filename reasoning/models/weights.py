@@ -63,15 +63,19 @@ def hub_answers(timeout_s: float = HUB_PROBE_SECONDS) -> bool:
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
         return False
-    from huggingface_hub import constants
-
     try:
-        with urllib.request.urlopen(f"{constants.ENDPOINT}/api/models/openai/whisper-base", timeout=timeout_s):
+        with urllib.request.urlopen(f"{_hub_endpoint()}/api/models/openai/whisper-base", timeout=timeout_s):
             return True
     except urllib.error.HTTPError as error:
         return error.code < 500
     except OSError:  # no name, no route, refused, timed out, bad certificate
         return False
+
+
+def _hub_endpoint() -> str:
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or constants.ENDPOINT
 
 
 def fetch(source: Wheel | HubFile) -> Path:
@@ -131,7 +135,7 @@ def fetch_hub_file(source: HubFile) -> Path:
     quiet = are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        path = Path(hf_hub_download(source.repo, source.path, revision=source.revision))
+        got = hf_hub_download(source.repo, source.path, revision=source.revision, endpoint=_hub_endpoint())
     except (OSError, ValueError) as error:  # the client's errors derive from these; so do those of its HTTP library
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DownloadError(
@@ -140,6 +144,7 @@ def fetch_hub_file(source: HubFile) -> Path:
     finally:
         if not quiet:
             enable_progress_bars()
+    path = Path(got)
     check_sha256(path, source.sha256, cure=f"delete {path} and run again, or use --source registry")
     return path
 
