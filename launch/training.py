@@ -11,7 +11,7 @@ import torch
 from data_builders.rows import read_corpus, split_clips
 from launch.arguments import DataArguments, ModelArguments
 from reasoning.emotions import EmotionSet
-from reasoning.errors import CorpusError
+from reasoning.errors import ConfigError, CorpusError
 from reasoning.models.loading import Loaded, add_adapter, load_model
 
 UNRECORDED = ("output_dir", "logging_dir", "local_rank", "hub_token", "run_name", "disable_tqdm", "report_to")
@@ -74,3 +74,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return value if isinstance(value, (int, float, bool, str, type(None))) else str(value)
+
+
+def check_grpo(args: Any, n_rewards: int) -> None:
+    """Raise ConfigError on GRPO options that would not do what they say here."""
+    if args.use_vllm:
+        raise ConfigError(
+            "rollouts from vLLM are not supported yet: TRL would generate without the audio", field="use_vllm"
+        )
+    if args.reward_weights is not None and len(args.reward_weights) != n_rewards:
+        raise ConfigError(f"has {len(args.reward_weights)} weights for {n_rewards} rewards", field="reward_weights")
+    if args.gradient_checkpointing:
+        raise ConfigError(
+            "shares each prompt among its completions through a cache, which checkpointing turns off",
+            field="gradient_checkpointing",
+            cure="set it to false and lower per_device_train_batch_size",
+        )

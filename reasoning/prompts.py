@@ -10,12 +10,9 @@ from reasoning.errors import ConfigError
 LEVELS = ("no_think", "think")
 """no_think: answer at once. think: reason inside a think block first."""
 
-_TASK = "How would a group of listeners vote on the emotion in this voice? Emotions: {names}. Listeners may disagree."
-_HOW = {
-    "no_think": "Answer at once with one listener's vote and the shares of all votes.",
-    "think": "Think about words, voice and ambiguity first, "
-    "then answer with one listener's vote and the shares of all votes.",
-}
+_TASK = "How would listeners vote on the emotion of this voice: {names}?"
+_HOW = {"no_think": "Answer at once.", "think": "Think about words, voice and ambiguity first, then answer."}
+# Short on purpose: every word is computed again for every clip, and what is asked for is taught, not described.
 
 
 def conversation(transcript: str | None, has_audio: bool, level: str, emotions: EmotionSet) -> list[dict[str, Any]]:

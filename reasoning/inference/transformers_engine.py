@@ -9,12 +9,12 @@ from torch import Tensor
 
 from reasoning.emotions import EmotionSet
 from reasoning.inference.engine import Generation, LabelScores, Request
+from reasoning.models.answer_head import add_answer_head
 from reasoning.models.generating import generate_ids, stop_ids
 from reasoning.models.loading import Loaded
 from reasoning.models.memory import AudioMemory, Heard
 from reasoning.models.prompter import Prompter, prompt_batch
 from reasoning.response import ANSWER_PREFIX, THINK_CLOSE
-from reasoning.training.objective import keep_last_hidden, slot_logits
 
 
 class TransformersEngine:
@@ -35,6 +35,7 @@ class TransformersEngine:
         self.prompter = Prompter(loaded, emotions)
         self.memory = memory or loaded.memory()
         self.stop_ids = stop_ids(loaded)
+        add_answer_head(loaded.base, self.prompter.label_ids)
 
     def generate(
         self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
@@ -106,9 +107,7 @@ class TransformersEngine:
         model = self.loaded.base
         batch = {k: v.to(model.device) for k, v in prompt_batch(self.prompter, prompts, heard).items()}
         mask = batch["attention_mask"]
-        with keep_last_hidden(model.base_model) as kept:
-            model.base_model(**batch, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), use_cache=False)
-        assert kept.value is not None
-        slots = torch.full((len(prompts),), mask.shape[1])
-        logits = slot_logits(kept.value, slots, model.get_output_embeddings(), self.prompter.label_ids)
-        return torch.softmax(logits.double(), dim=-1)
+        slots = torch.full((len(prompts),), mask.shape[1], device=model.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        output = model(**batch, position_ids=positions, answer_head=True, slots=slots)
+        return torch.softmax(output.label_logits.double(), dim=-1)

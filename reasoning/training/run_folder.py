@@ -1,4 +1,4 @@
-"""The run folder of a training run: config.yaml, environment.json, metrics.jsonl, checkpoints, and at the end the adapter.
+"""The folder of a training run: config.yaml, environment.json, metrics.jsonl, checkpoints, at the end the adapter.
 
 A folder with an adapter at its top is finished. A folder without one was interrupted: the same command resumes it from
 its last whole checkpoint; another configuration is refused.

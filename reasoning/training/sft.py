@@ -1,34 +1,36 @@
 """Supervised fine-tuning on TRL's SFTTrainer: cross-entropy on the response plus the ambiguity objective.
 
-Seams of TRL 1.16 used (contract test: tests/reasoning/training/test_trl_seams.py): `SFTTrainer.compute_loss`, which
-calls the model once with `fused_lm_head=True`; `dataset_kwargs={"skip_prepare_dataset": True}` with a collator of ours.
+Seams of TRL 1.16 used (contract test: tests/reasoning/training/test_trl_seams.py): `SFTTrainer.compute_loss(model,
+inputs, return_outputs, num_items_in_batch)`, its `_metrics`, and `dataset_kwargs={"skip_prepare_dataset": True}` with a
+collator of ours.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
+from reasoning.models.answer_head import add_answer_head
 from reasoning.models.loading import Loaded
 from reasoning.training.collate import AnswerCollator
-from reasoning.training.objective import keep_last_hidden, slot_logits, vote_kl_nats
+from reasoning.training.objective import vote_kl_nats
 
 
 class AmbiguitySFTTrainer(SFTTrainer):
-    """SFTTrainer whose loss adds `kl_weight` times the KL of the votes from the label readout; logs both terms.
+    """SFTTrainer whose loss is the response's cross-entropy plus `kl_weight` times the KL of the votes at the slot.
 
-    Train one with `train_dataset` rows as training/collate.py takes them. `ce` and `vote_kl` are means over the logged
-    steps, in nats per token and nats per clip.
+    train_dataset: rows as training/collate.py takes them. Logged: `ce` (nats per response token), `vote_kl` (nats per
+    clip), `mean_token_accuracy`, each a mean over the logged steps and all ranks.
     """
 
     def __init__(self, loaded: Loaded, collator: AnswerCollator, *, kl_weight: float, args: SFTConfig, **kwargs: Any):
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         args.remove_unused_columns = False
-        self._label_ids = collator.prompter.label_ids
         self._kl_weight = kl_weight
         super().__init__(
             model=loaded.model,
@@ -38,8 +40,7 @@ class AmbiguitySFTTrainer(SFTTrainer):
             callbacks=[_NewVotesEachEpoch(collator), *kwargs.pop("callbacks", [])],
             **kwargs,
         )
-        self._backbone = loaded.base.base_model
-        self._lm_head = loaded.base.get_output_embeddings()
+        add_answer_head(loaded.base, collator.prompter.label_ids)
 
     def compute_loss(
         self,
@@ -48,22 +49,26 @@ class AmbiguitySFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """CE + kl_weight * KL from one forward. The CE is TRL's own; the KL is a mean over the step's clips."""
-        slots, votes = inputs.pop("slots"), inputs.pop("votes")
+        """CE + kl_weight * KL from one forward; the CE is a mean over the step's tokens, the KL over its clips."""
         mode = "train" if self.model.training else "eval"
-        with keep_last_hidden(self._backbone) as kept:
-            ce = super().compute_loss(model, inputs, return_outputs=False, num_items_in_batch=num_items_in_batch)
-        assert kept.value is not None, "TRL's forward bypassed the backbone: see the contract test"
-        kl = vote_kl_nats(slot_logits(kept.value, slots, self._lm_head, self._label_ids), votes).mean()
-        # The CE is already divided by every token of the step; the KL must be by the accumulation steps.
-        steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-        loss = ce + self._kl_weight * kl / steps
-        self._metrics[mode]["ce"].append(self._gathered_mean(ce.detach() * steps))
-        self._metrics[mode]["vote_kl"].append(self._gathered_mean(kl.detach()))
-        return (loss, None) if return_outputs else loss
+        votes, asked = inputs.pop("votes"), inputs["labels"] != -100
+        output = model(**inputs, answer_head=True)
+        tokens = asked.sum()
+        ce_sum, kl = -output.logps.sum(), vote_kl_nats(output.label_logits, votes).mean()
+        if num_items_in_batch is None:
+            loss = ce_sum / tokens.clamp(min=1) + self._kl_weight * kl
+        else:
+            # num_items_in_batch counts the tokens of all ranks and accumulation steps, and DDP averages over ranks.
+            ce = ce_sum / num_items_in_batch * self.accelerator.num_processes
+            loss = ce + self._kl_weight * kl / self.current_gradient_accumulation_steps
+        self._log_means(mode, ce_sum.detach(), output.top1.sum(), tokens, kl.detach())
+        return (loss, output) if return_outputs else loss
 
-    def _gathered_mean(self, value: Tensor) -> float:
-        return float(self.accelerator.gather_for_metrics(value.reshape(1)).mean())
+    def _log_means(self, mode: str, ce_sum: Tensor, top1: Tensor, tokens: Tensor, kl: Tensor) -> None:
+        sums = self.accelerator.reduce(torch.stack([ce_sum, top1, tokens.to(ce_sum), kl, torch.ones_like(kl)]))
+        self._metrics[mode]["ce"].append(float(sums[0] / sums[2].clamp(min=1)))
+        self._metrics[mode]["mean_token_accuracy"].append(float(sums[1] / sums[2].clamp(min=1)))
+        self._metrics[mode]["vote_kl"].append(float(sums[3] / sums[4]))
 
 
 class _NewVotesEachEpoch(TrainerCallback):

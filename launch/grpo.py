@@ -1,0 +1,91 @@
+"""equivox grpo --config launch/configs/grpo.yaml --data data/crema_d --adapter runs/mine/sft --output_dir runs/mine/grpo
+
+On several GPUs: accelerate launch --config_file accelerate_configs/ddp.yaml -m launch.grpo --config ... (docs/scale.md).
+Trains an adapter further on rewards of its own sampled answers; the same command resumes an interrupted run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch.cli import run
+from reasoning.errors import ConfigError
+
+
+@dataclass
+class RewardArguments:
+    """What is rewarded, and the vote distribution's weight."""
+
+    rewards: list[str] = field(
+        default_factory=lambda: ["rewards.distribution:closeness", "rewards.format:format"],
+        metadata={"help": "Reward functions: file.py:function or package.module:function; weigh with reward_weights."},
+    )
+    kl_weight: float = field(
+        default=0.0, metadata={"help": "Weight of KL(votes || label readout) at the vote slot of sampled answers."}
+    )
+    min_reward_spread: float = field(
+        default=0.02, metadata={"help": "Groups whose rewards differ by less teach nothing and are left out."}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.rewards:
+            raise ConfigError("is empty", field="rewards", cure="name at least one function")
+        if self.kl_weight < 0:
+            raise ConfigError(f"is {self.kl_weight}, expected 0 or more", field="kl_weight")
+        if self.min_reward_spread < 0:
+            raise ConfigError(f"is {self.min_reward_spread}, expected 0 or more", field="min_reward_spread")
+
+
+def main(argv: list[str] | None = None) -> int:
+    from trl import GRPOConfig
+
+    from launch.arguments import DataArguments, ModelArguments, parse
+
+    about = str(__doc__).split("\n\n", 1)[1]
+    data, model, reward, args = parse(
+        (DataArguments, ModelArguments, RewardArguments, GRPOConfig), argv, "equivox grpo", about
+    )
+    train(data, model, reward, args)
+    return 0
+
+
+def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
+    """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
+    from launch.training import check_grpo, load_for_training, resolved, training_rows
+    from reasoning.models.prompter import Prompter
+    from reasoning.training.grpo import AudioGRPOTrainer
+    from reasoning.training.run_folder import RunRecorder, finish_run, is_finished, last_whole_checkpoint, start_run
+    from rewards.loading import load_rewards
+
+    functions = load_rewards(reward.rewards)
+    check_grpo(args, len(functions))
+    folder = Path(args.output_dir)
+    emotions, rows = training_rows(data)
+    if args.process_index == 0:
+        start_run(folder, resolved(asdict(data), asdict(model), asdict(reward), args.to_dict()))
+    if is_finished(folder):
+        print(f"{folder} already holds the finished adapter; nothing to do")
+        return
+    loaded = load_for_training(model, args)
+    trainer = AudioGRPOTrainer(
+        loaded,
+        Prompter(loaded, emotions),
+        loaded.memory(data.memory_gib),
+        functions,
+        rows=rows,
+        level=data.level,
+        kl_weight=reward.kl_weight,
+        min_reward_spread=reward.min_reward_spread,
+        args=args,
+        callbacks=[RunRecorder(folder, loaded)],
+    )
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+    finish_run(trainer, folder, loaded)
+    if trainer.is_world_process_zero():
+        print(f"adapter in {folder}; next: equivox evaluate --adapter {folder}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,122 @@
+"""The head that training and the label readout share: log-probabilities of given tokens and logits of the labels.
+
+One forward gives both. Only the positions that are asked for are multiplied by the LM head, so a prompt with a hundred
+audio tokens costs no logits. TRL's own fused head does this on CUDA only, and returns no logits for the vote slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache, PreTrainedModel
+from transformers.utils import ModelOutput
+
+CHUNK = 4096
+"""Positions multiplied by the LM head at once. More are recomputed in the backward pass instead of being kept."""
+
+
+@dataclass
+class AnswerOutput(ModelOutput):
+    """What a forward with `answer_head=True` returns.
+
+    logps: (B, L) log-probability of each label token given what stands before it, 0 where the label is -100.
+    entropy: (B, L) nats, no gradient, 0 there too. top1: (B, L) whether the label is the likeliest token.
+    label_logits: (B, K) logits of the labels at `slots`, float32; None without slots.
+    """
+
+    logps: Tensor | None = None
+    entropy: Tensor | None = None
+    top1: Tensor | None = None
+    label_logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Sampled answers to prompts that are passed once. ids, mask: (B, C), right-padded. prompt_of: (B,) prompt rows."""
+
+    ids: Tensor
+    mask: Tensor
+    prompt_of: Tensor
+
+
+def add_answer_head(model: PreTrainedModel, label_ids: Sequence[int]) -> None:
+    """Let `model(..., answer_head=True, labels=, slots=, temperature=, completions=)` return an AnswerOutput.
+
+    labels: (B, L) token ids, -100 where nothing is asked. slots: (B,) position of the vote's own token in the row.
+    temperature divides the logits of `logps` and `entropy`, never those of the labels. completions: the inputs are
+    left-padded prompts, each computed once for all its completions, and B, L, labels and slots are the completions'.
+    Without `answer_head` the forward is the model's own. Patched on the model itself, so that DDP, DeepSpeed and FSDP
+    see an ordinary forward call.
+    """
+    original = model.forward
+    label_index = list(label_ids)
+
+    def forward(self: PreTrainedModel, *args: Any, answer_head: bool = False, **kwargs: Any) -> Any:
+        if not answer_head:
+            return original(*args, **kwargs)
+        labels, slots = kwargs.pop("labels", None), kwargs.pop("slots", None)
+        temperature = kwargs.pop("temperature", 1.0)
+        completions = kwargs.pop("completions", None)
+        if completions is None:
+            hidden = self.base_model(*args, **{"use_cache": False, **kwargs}).last_hidden_state
+            before = hidden.roll(1, dims=1)  # the state before a token is the one that predicts it
+        else:
+            before = _states_before_completions(self, completions, **kwargs)
+        lm_head = self.get_output_embeddings()
+        output = AnswerOutput()
+        if labels is not None:
+            output.logps, output.entropy, output.top1 = _label_tokens(before, lm_head, labels, temperature)
+        if slots is not None:
+            rows = torch.arange(before.shape[0], device=before.device)
+            output.label_logits = lm_head(before[rows, slots.to(before.device)])[:, label_index].float()
+        return output
+
+    model.forward = MethodType(forward, model)  # type: ignore[method-assign]
+
+
+def _states_before_completions(model: PreTrainedModel, completions: Completions, **prompts: Any) -> Tensor:
+    """(B, C, H) state before each completion token; gradients flow into the shared prompts through the cache."""
+    mask = prompts["attention_mask"]
+    cache = DynamicCache(config=model.config.get_text_config())
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    states = model.base_model(**prompts, position_ids=positions, past_key_values=cache, use_cache=True)
+    last = states.last_hidden_state[:, -1]
+    cache.batch_select_indices(completions.prompt_of)
+    whole = torch.cat([mask[completions.prompt_of], completions.mask.to(mask)], dim=1)
+    answers = model.base_model(
+        input_ids=completions.ids,
+        attention_mask=whole,
+        position_ids=(whole.cumsum(-1) - 1).clamp(min=0)[:, mask.shape[1] :],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return torch.cat([last[completions.prompt_of][:, None], answers[:, :-1]], dim=1)
+
+
+def _label_tokens(before: Tensor, lm_head: nn.Module, labels: Tensor, temperature: float) -> tuple[Tensor, ...]:
+    """(logps, entropy, top1), each (B, L), of the labels given the states before them."""
+    asked = labels != -100
+    states, targets = before[asked], labels[asked]
+    parts = []
+    for start in range(0, max(len(targets), 1), CHUNK):
+        chunk = states[start : start + CHUNK], lm_head, targets[start : start + CHUNK], temperature
+        keep = len(targets) <= CHUNK or not torch.is_grad_enabled()
+        parts.append(_scores(*chunk) if keep else checkpoint(_scores, *chunk, use_reentrant=False))
+    flat = [torch.cat(column) for column in zip(*parts, strict=True)]
+    # masked_scatter keeps the rows connected to the model even where nothing is asked: a zero that has a gradient.
+    return tuple(values.new_zeros(labels.shape).masked_scatter(asked, values) for values in flat)
+
+
+def _scores(states: Tensor, lm_head: nn.Module, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    logs = torch.log_softmax(lm_head(states).float() / temperature, dim=-1)
+    chosen = logs.gather(-1, targets[:, None]).squeeze(-1)
+    with torch.no_grad():
+        entropy = -(logs.exp() * logs).sum(-1)
+        top1 = (logs.argmax(-1) == targets).float()
+    return chosen, entropy, top1

@@ -1,0 +1,250 @@
+"""GRPO on TRL's GRPOTrainer with audio in every pass: generation, log-probabilities, reference, vote slot.
+
+TRL 1.16 generates with what its processor returns and then computes log-probabilities without audio, silently. Here
+each sample carries its clip's row, and every forward fetches that clip's features from the encode-once memory.
+
+Seams of TRL 1.16 used (contract test: tests/reasoning/training/test_trl_seams.py): `_tokenize_prompts`,
+`_generate_single_turn`, `_get_per_token_logps_and_entropies`, `_calculate_rewards`, `_generate_and_score_completions`
+(its keys `completion_ids`, `completion_mask`, `tool_mask`, `advantages`, `num_items_in_batch`) and `_compute_loss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from trl import GRPOConfig, GRPOTrainer
+from trl.models import unwrap_model_for_generation
+
+from reasoning.models.answer_head import Completions, add_answer_head
+from reasoning.models.generating import generate_ids
+from reasoning.models.loading import Loaded
+from reasoning.models.memory import AudioMemory, batch_heard
+from reasoning.models.prompter import Prompter, prompt_batch
+from reasoning.training.objective import vote_kl_nats
+
+PER_SAMPLE = ("clip_rows", "slots", "votes", "loud")
+"""What each sample carries beside TRL's own keys; shuffled and split with them."""
+
+
+class AudioGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer that hears.
+
+    kl_weight: weight of the mean KL(votes || label readout) at the vote slot of each sampled answer, conditioned on
+    what was sampled before it; answers without a slot are skipped and counted (`slots/missing`). min_reward_spread: a
+    group whose rewards differ by less leaves advantage, KL and the loss's denominator (`groups/quiet`). The vote's own
+    tokens never carry policy loss: a vote is one listener's and may rightly be sampled.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        prompter: Prompter,
+        memory: AudioMemory,
+        rewards: Sequence[Callable[..., Any]],
+        *,
+        rows: Sequence[dict[str, Any]],
+        level: str,
+        kl_weight: float,
+        min_reward_spread: float,
+        args: GRPOConfig,
+        **kwargs: Any,
+    ) -> None:
+        args.remove_unused_columns = False
+        self._loaded, self._prompter, self._memory, self._level = loaded, prompter, memory, level
+        self._kl_weight, self._min_reward_spread = kl_weight, min_reward_spread
+        self._sources = [(Path(row["audio"]), row["id"]) for row in rows]
+        self._newline = prompter.encode("\n")[0]
+        self._rows: list[dict[str, Any]] = []
+        super().__init__(
+            model=loaded.model,
+            reward_funcs=list(rewards),
+            args=args,
+            train_dataset=Dataset.from_list([{**row, "row": i, "prompt": row["id"]} for i, row in enumerate(rows)]),
+            processing_class=loaded.tokenizer,
+            **kwargs,
+        )
+        add_answer_head(loaded.base, prompter.label_ids)
+
+    # Generation
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        heard = self._hear([row["row"] for row in self._rows])
+        ids = [
+            self._prompter.prompt_ids(row["transcript"], h, self._level)
+            for row, h in zip(self._rows, heard, strict=True)
+        ]
+        return ids, None, {}
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int, *args: Any
+    ) -> tuple[list[list[int]], None]:
+        """Completions with transformers: each clip's prompt is computed once for all its samples."""
+        rows = [row["row"] for row in self._rows]
+        runs = [len(list(same)) for _, same in groupby(rows)]
+        samples = runs[0] if len(set(runs)) == 1 else 1
+        firsts = list(range(0, len(rows), samples))
+        batch = prompt_batch(self._prompter, [prompt_ids[i] for i in firsts], self._hear([rows[i] for i in firsts]))
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                generation_kwargs=self.generation_kwargs,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            ids = generate_ids(
+                self._loaded,
+                batch,
+                samples=samples,
+                max_new_tokens=self.max_completion_length,
+                do_sample=True,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=self.top_k,
+                min_p=self.min_p,
+                repetition_penalty=self.repetition_penalty,
+                **(self.args.generation_kwargs or {}),
+            )
+        return ids, None
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = inputs
+        self._pass_rows = torch.tensor([row["row"] for row in inputs])
+        self._log_completion_extra("clip", [row["id"] for row in inputs])
+        self._log_completion_extra("audio", [row["audio"] for row in inputs])
+        self._log_completion_extra("votes", [row["votes"] for row in inputs])
+        output = super()._generate_and_score_completions(inputs)
+        mask = output["completion_mask"]
+        device = mask.device
+        loud = self._loud_samples(len(inputs)).to(device)
+        slots = self._slots(output["completion_ids"], mask)
+        # TRL multiplies this mask into loss, KL and their denominators: votes and quiet groups leave all three.
+        output["tool_mask"] = self._vote_mask(output["completion_ids"], slots).to(device) * loud[:, None].to(mask)
+        output["num_items_in_batch"] = self.accelerator.gather((mask * output["tool_mask"]).sum()).sum()
+        output["clip_rows"] = self._pass_rows.to(device)
+        output["slots"] = slots.to(device)
+        output["votes"] = torch.tensor([row["votes"] for row in inputs], dtype=torch.float32, device=device)
+        output["loud"] = loud
+        mode = "train" if self.model.training else "eval"
+        missing = self.accelerator.gather((slots < 0).float().mean().reshape(1).to(device))
+        self._metrics[mode]["slots/missing"].append(float(missing.mean()))
+        return output
+
+    # Rewards and groups
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._rewards = (rewards * self.reward_weights.to(rewards.device)[None]).nansum(dim=1)
+        return rewards
+
+    def _loud_samples(self, local: int) -> Tensor:
+        """Whether each local sample's group has rewards that differ by at least min_reward_spread, (local,) bool."""
+        mode = "train" if self.model.training else "eval"
+        size = self.num_generations if mode == "train" else self.num_generations_eval
+        groups = self._rewards.view(-1, size)
+        spread = groups.max(dim=1).values - groups.min(dim=1).values
+        loud = spread >= self._min_reward_spread
+        self._metrics[mode]["reward_spread"].append(float(spread.mean()))
+        self._metrics[mode]["groups/quiet"].append(float((~loud).float().mean()))
+        start = self.accelerator.process_index * local
+        return loud.repeat_interleave(size)[start : start + local]
+
+    def _slots(self, completion_ids: Tensor, mask: Tensor) -> Tensor:
+        """Position of the vote's token in each completion, -1 where the answer prefix is missing, (B,)."""
+        lists = [ids[: int(n)] for ids, n in zip(completion_ids.tolist(), mask.sum(1), strict=True)]
+        found = [self._prompter.slot_of(ids) for ids in lists]
+        return torch.tensor([-1 if slot is None else slot for slot in found])
+
+    def _vote_mask(self, completion_ids: Tensor, slots: Tensor) -> Tensor:
+        """1 everywhere but on the vote's tokens: from the slot up to the end of its line, (B, C)."""
+        keep = torch.ones_like(completion_ids)
+        for row, slot in enumerate(slots.tolist()):
+            if slot >= 0:
+                rest = completion_ids[row, slot:].tolist()
+                end = rest.index(self._newline) if self._newline in rest else 1
+                keep[row, slot : slot + max(end, 1)] = 0
+        return keep
+
+    # Log-probabilities and loss
+
+    def _hear(self, rows: Sequence[int]) -> list[Any]:
+        sources = [self._sources[row] for row in rows]
+        return self._memory.hear([path for path, _ in sources], [name for _, name in sources])
+
+    def _get_per_token_logps_and_entropies(  # type: ignore[override]
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **_images: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """(logps, entropies, None), each (B, C), hearing `_pass_rows`; keeps label logits at `_pass_slots`."""
+        step = batch_size or input_ids.size(0)
+        parts = [
+            self._answers(
+                model,
+                input_ids[i : i + step],
+                attention_mask[i : i + step],
+                logits_to_keep,
+                self._pass_rows[i : i + step],
+                None if self._pass_slots is None else self._pass_slots[i : i + step],
+            )
+            for i in range(0, input_ids.size(0), step)
+        ]
+        logits = [part.label_logits for part in parts if part.label_logits is not None]
+        self._label_logits = torch.cat(logits) if logits else None
+        entropies = torch.cat([part.entropy for part in parts]) if compute_entropy else None
+        return torch.cat([part.logps for part in parts]), entropies, None
+
+    _pass_rows: Tensor
+    _pass_slots: Tensor | None = None
+    _label_logits: Tensor | None = None
+
+    def _answers(self, model: Any, ids: Tensor, mask: Tensor, keep: int, rows: Tensor, slots: Tensor | None) -> Any:
+        """The answer head's output on completions, each distinct clip's prompt computed once."""
+        distinct, prompt_of = torch.unique(rows, return_inverse=True)
+        prompt_of = prompt_of.to(ids.device)
+        firsts = torch.stack([(prompt_of == i).nonzero()[0, 0] for i in range(len(distinct))])
+        completions = Completions(ids[:, -keep:], mask[:, -keep:], prompt_of)
+        audio = {k: v.to(ids.device) for k, v in batch_heard(self._hear(distinct.tolist())).items()}
+        with self.accelerator.autocast():
+            return model(
+                input_ids=ids[firsts, :-keep],
+                attention_mask=mask[firsts, :-keep],
+                **audio,
+                completions=completions,
+                labels=completions.ids.masked_fill(completions.mask == 0, -100),
+                slots=None if slots is None else slots.clamp(min=0),
+                temperature=self.temperature,
+                answer_head=True,
+            )
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loud = inputs["loud"]
+        if loud.any() and not loud.all():
+            n = len(loud)
+            inputs = {k: v[loud] if isinstance(v, Tensor) and v.dim() and len(v) == n else v for k, v in inputs.items()}
+        self._pass_rows = inputs["clip_rows"].cpu()
+        self._pass_slots = inputs["slots"] if self._kl_weight > 0 else None
+        try:
+            loss = super()._compute_loss(model, {k: v for k, v in inputs.items() if k not in PER_SAMPLE})
+        finally:
+            self._pass_slots = None
+        has_slot = (inputs["slots"] >= 0) & inputs["loud"]
+        if self._kl_weight == 0 or self._label_logits is None or not has_slot.any():
+            return loss
+        kl = vote_kl_nats(self._label_logits[has_slot], inputs["votes"][has_slot]).mean()
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["vote_kl"].append(float(self.accelerator.gather(kl.detach().reshape(1)).mean()))
+        return loss + self._kl_weight * kl / (self.current_gradient_accumulation_steps if mode == "train" else 1)
