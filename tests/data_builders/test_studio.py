@@ -24,14 +24,14 @@ def files(folder):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A corpus of ten clips, made with the network switched off; and the seconds it took."""
+    """A corpus of ten clips, made with the network switched off; and the processor seconds it took."""
     out = tmp_path_factory.mktemp("studio")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the studio went online"))
-        start = time.perf_counter()
+        start = time.process_time()
         corpus, reused = studio.prepare(out, clips=CLIPS)
     assert not reused
-    return out, corpus, time.perf_counter() - start
+    return out, corpus, time.process_time() - start
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def test_intended_is_the_largest_share_of_the_requested_mixture(made):
         assert clip.intended == max(shares, key=shares.get)
 
 
-def test_two_hundred_clips_would_take_less_than_two_minutes(made):
+def test_two_hundred_clips_take_well_under_two_minutes_of_one_core(made):
     _, _, seconds = made
-    assert seconds / CLIPS * 200 < 120
+    assert seconds / CLIPS * 200 < 60
 
 
 def test_folds_hold_out_speakers(made):

@@ -23,6 +23,15 @@ def test_crema_d_prints_what_is_there_and_what_is_missing_and_is_reused(shared_c
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
+def test_studio_says_what_it_is_on_its_first_line(tmp_path, capsys):
+    assert main(["studio", "--out", str(tmp_path), "--clips", "5", "--seed", "3"]) == 0
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first == "studio: synthetic speech, simulated raters"
+    assert "5 by 5 speakers" in second
+    assert main(["studio", "--out", str(tmp_path), "--clips", "5", "--seed", "3"]) == 0
+    assert "already prepared, reused" in capsys.readouterr().out
+
+
 def test_a_folder_that_is_no_corpus_is_one_line_and_status_2(tmp_path):
     argv = [sys.executable, "-m", "launch.prepare", "crema_d", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
     done = subprocess.run(argv, capture_output=True, text=True)
