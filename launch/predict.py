@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cli import run
+from launch.evaluate import MAX_NEW_TOKENS
 from reasoning.emotions import CREMA_D, EmotionSet
 from reasoning.errors import ConfigError
 from reasoning.prompts import LEVELS
 
 if TYPE_CHECKING:
     from reasoning.inference.engine import Engine
-
-MAX_NEW_TOKENS = {"no_think": 96, "think": 512}
-"""An answer over six emotions takes about 60 tokens; thinking is asked to be short."""
 
 BAR = 20
 
@@ -57,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--transcript", help="the words spoken (one file only); left out of the prompt without it")
     parser.add_argument("--level", choices=LEVELS, default="no_think", help="answer at once, or think first")
     parser.add_argument("--data", type=Path, help="corpus whose emotions are asked for (default: CREMA-D's six)")
-    parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: 96, or 512 with --level think)")
+    parser.add_argument("--max-new-tokens", type=int, help=f"longest answer, default by level: {MAX_NEW_TOKENS}")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
     args = parser.parse_args(argv)
     if args.transcript is not None and len(args.files) > 1:

@@ -81,7 +81,7 @@ def verdict(scores: Scores) -> str:
         return f"{start}; it was compared with no baseline."
     named: dict[str, list[str]] = {name: [] for name in READS}
     for c in against:
-        named[reading(c)].append(scores.by_key(c.versus).title)
+        named[reading(c)].append(scores.by_key(c.versus).phrase)
     if len(named["better"]) == len(against):
         beaten = f"each of the {len(against)} baselines" if len(against) > 1 else named["better"][0]
         return f"{start}, closer than {beaten}: paired interval clear of zero, and a proper score agrees."
@@ -126,7 +126,7 @@ def _margin(scores: Scores, lead: Series) -> Tile | None:
     if not against:
         return None
     best = min(against, key=lambda c: scores.by_key(c.versus).metrics["jsd_bits"].estimate)
-    return _difference(f"against the best baseline, {scores.by_key(best.versus).title}", best)
+    return _difference(f"against the best baseline, {scores.by_key(best.versus).phrase}", best)
 
 
 def _difference(name: str, c: Comparison) -> Tile:
@@ -171,11 +171,10 @@ def _raters(scores: Scores, lead: Series) -> list[Tile]:
 
 
 def _parsing(scores: Scores) -> list[Tile]:
-    found = []
-    for s in scores.series:
-        if s.kind == "model" and s.readout == "verbalized":
-            rate = f"{100 * s.parse_rate.estimate:.1f}%"
-            found.append(
-                Tile(f"{s.system}: answers that parse", rate, f"{s.n_failed} of {s.n_clips:,} score as failures")
-            )
-    return found
+    """One tile: the first verbalized readout's rate as the figure, every system's in the note."""
+    written = [s for s in scores.series if s.kind == "model" and s.readout == "verbalized"]
+    if not written:
+        return []
+    rates = [f"{100 * s.parse_rate.estimate:.1f}%" for s in written]
+    failed = joined([f"{s.n_failed} of {s.n_clips:,} by {s.system}" for s in written])
+    return [Tile("written answers that parse", rates[0], f"unusable, and scored as failures: {failed}")]

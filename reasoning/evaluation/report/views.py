@@ -16,12 +16,12 @@ from reasoning.evaluation.statistics import Interval
 
 Kind = Literal["model", "control", "baseline"]
 
-SYSTEM_TITLES = {
-    "uniform": "Uniform",
-    "training_prior": "Training prior",
-    "jsd_constant": "Best constant",
-    "sentence_only": "Sentence only",
-    "linear_probe": "Linear probe",
+BASELINE_TITLES = {  # in a table, in a sentence
+    "uniform": ("Uniform", "a uniform guess"),
+    "training_prior": ("Training prior", "the training prior"),
+    "jsd_constant": ("Best constant", "the best constant"),
+    "sentence_only": ("Sentence only", "the sentence-only predictor"),
+    "linear_probe": ("Linear probe", "the linear probe"),
 }
 CONTROL_TITLES = {"shuffled": "shuffled audio", "silence": "silence", "text_only": "text only"}
 METRIC_TITLES = {
@@ -68,11 +68,20 @@ class Series:
     def title(self) -> str:
         """What the page calls it: system, then readout, then control."""
         if self.kind == "baseline":
-            return SYSTEM_TITLES.get(self.system, self.system)
+            return BASELINE_TITLES.get(self.system, (self.system, ""))[0]
         parts = [self.system, self.readout]
         if self.kind == "control":
             parts.append(CONTROL_TITLES.get(self.control, self.control))
         return " · ".join(parts)
+
+    @property
+    def phrase(self) -> str:
+        """The title inside a sentence."""
+        return (
+            BASELINE_TITLES[self.system][1]
+            if self.kind == "baseline" and self.system in BASELINE_TITLES
+            else self.title
+        )
 
 
 @dataclass(frozen=True)
