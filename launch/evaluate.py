@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from launch.cli import run
 
 if TYPE_CHECKING:
@@ -103,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def load(args: argparse.Namespace, corpus: Corpus) -> tuple[Any, Any, Any]:
     """(the loaded model, its engine, clips -> pooled features of its audio tower). Tower passes are shared."""
+    import numpy as np
     import torch
     from tqdm import tqdm
 

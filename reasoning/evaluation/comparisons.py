@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from reasoning.evaluation.metrics import METRICS, PROPER
 from reasoning.evaluation.predictions import Series
 from reasoning.evaluation.statistics import Additive, Interval, difference_of, jackknife_interval
@@ -136,4 +138,5 @@ def _differences(a: Mapping[str, Additive], b: Mapping[str, Additive], speakers:
 
 
 def _figure(interval: Interval) -> str:
-    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+    ends = f"[{interval.low:+.3f}, {interval.high:+.3f}]" if np.isfinite(interval.low) else "(no interval)"
+    return f"{interval.estimate:+.3f} {ends}"

@@ -6,7 +6,7 @@ for a guess sharper than the truth. They say where on a human scale a score lies
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -35,11 +35,9 @@ def raters_against_the_rest(votes_NK: ArrayLike, k: int, divergence: Divergence 
     its hypergeometric probability prod_j C(v_j, a_j) / C(n, k). Raises EvaluationError when a clip has no more than k.
     """
     votes = _votes(votes_NK, k)
-    expected = np.zeros(len(votes))
-    for rows, drawn, weight in _draws(votes, k):
-        rest = votes[rows] - drawn
-        expected[rows] += weight * divergence(normalize_votes(rest), drawn / k)
-    return expected
+    rows_M, drawn_MK, weight_M = _draws(votes, k)
+    each_M = divergence(normalize_votes(votes[rows_M] - drawn_MK), drawn_MK / k)
+    return _per_clip_sums(rows_M, weight_M * each_M, len(votes))
 
 
 def model_against_the_rest(
@@ -47,10 +45,9 @@ def model_against_the_rest(
 ) -> Array:
     """Expected divergence between a model's rows and the same remaining votes that k raters were scored on, (N,)."""
     votes, probs = _votes(votes_NK, k), np.asarray(probs_NK, dtype=np.float64)
-    expected = np.zeros(len(votes))
-    for rows, drawn, weight in _draws(votes, k):
-        expected[rows] += weight * divergence(normalize_votes(votes[rows] - drawn), probs[rows])
-    return expected
+    rows_M, drawn_MK, weight_M = _draws(votes, k)
+    each_M = divergence(normalize_votes(votes[rows_M] - drawn_MK), probs[rows_M])
+    return _per_clip_sums(rows_M, weight_M * each_M, len(votes))
 
 
 def rater_equivalent(differences: ArrayLike, ks: tuple[int, ...] = RATERS) -> tuple[float | None, str]:
@@ -111,6 +108,12 @@ def sampling_floor(votes_NK: ArrayLike, alpha_K: ArrayLike, draws: int = 200, se
     return jsd_bits(normalize_votes(fresh.reshape(-1, k)), theta.reshape(-1, k)).reshape(draws, -1).mean(axis=0)
 
 
+def _per_clip_sums(rows_M: NDArray[np.int64], values_M: Array, n: int) -> Array:
+    sums = np.zeros(n)
+    np.add.at(sums, rows_M, values_M)
+    return sums
+
+
 def _votes(votes_NK: ArrayLike, k: int) -> NDArray[np.int64]:
     votes = np.atleast_2d(np.asarray(votes_NK, dtype=np.int64))
     if not enough_votes(votes, k).all():
@@ -120,11 +123,14 @@ def _votes(votes_NK: ArrayLike, k: int) -> NDArray[np.int64]:
     return votes
 
 
-def _draws(votes: NDArray[np.int64], k: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Array]]:
-    """Each way of drawing k votes: (rows where it is possible, drawn counts (K,), its probability in those rows)."""
+def _draws(votes: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
+    """Every way of drawing k of each clip's votes: (clip (M,), drawn counts (M, K), its probability (M,))."""
     total = np.asarray(comb(votes.sum(axis=1), k))
+    found = []
     for chosen in combinations_with_replacement(range(votes.shape[1]), k):
         drawn = np.bincount(chosen, minlength=votes.shape[1])
         rows = np.flatnonzero((votes >= drawn).all(axis=1))
-        if len(rows):
-            yield rows, drawn, np.asarray(comb(votes[rows], drawn)).prod(axis=1) / total[rows]
+        weight = np.asarray(comb(votes[rows], drawn)).prod(axis=1) / total[rows]
+        found.append((rows, np.tile(drawn, (len(rows), 1)), weight))
+    rows_M, drawn_MK, weight_M = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return rows_M, drawn_MK, weight_M

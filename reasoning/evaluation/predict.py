@@ -132,6 +132,7 @@ def predict(
         )
         bar = tqdm(total=len(job.clips), initial=len(job.clips) - len(left), desc=name, unit="clip")
         by_id = {clip.id: clip for clip in left}
+        left.sort(key=lambda clip: clip.duration_s)  # clips of one length share a batch with little padding
         for answer in _answers(engine, job, [request_for(clip, job, asked.level, root) for clip in left], asked):
             sink.add(_line(answer, by_id[answer.id], job, asked, emotions))
             bar.update()

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from reasoning.errors import EvaluationError
 
@@ -91,7 +91,7 @@ def jackknife_interval(metric: Additive, speakers: Sequence[str], confidence: fl
             return Interval(estimate, float("nan"), float("nan"))
         without_C = metric.finish(totals - sums_CM)
     variance = (n_speakers - 1) / n_speakers * np.square(without_C - estimate).sum()
-    half = float(student_t.ppf(0.5 + confidence / 2, n_speakers - 1) * np.sqrt(variance))
+    half = float(stdtrit(n_speakers - 1, 0.5 + confidence / 2) * np.sqrt(variance))
     return Interval(estimate, estimate - half, estimate + half)
 
 
