@@ -109,7 +109,8 @@ def _check_yaml(kinds: tuple[type, ...], arguments: list[str]) -> None:
             near = difflib.get_close_matches(str(key), known, n=1)
             cure = f"did you mean {near[0]}?" if near else "remove it"
             raise ConfigError("is not a known key", row=str(path), field=str(key), cure=cure)
-        expected = str(getattr(known[key], "type", ""))
+        kind = getattr(known[key], "type", "")  # a string at first; TrlParser leaves the class itself there
+        expected = kind.__name__ if isinstance(kind, type) else str(kind)
         if expected in _CHECKED and not _fits(value, expected):
             raise ConfigError(f"is {value!r}, expected {expected}", row=str(path), field=key)
 
