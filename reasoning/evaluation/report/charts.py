@@ -41,9 +41,18 @@ class Axis:
         return f"{tick:.{self.digits}f}".replace("-", "−")
 
 
-def axis(values: Sequence[float], *, include: Sequence[float] = (), ticks: int = 4) -> Axis:
-    """An axis over every finite value and `include`, with about `ticks` round steps (1, 2 or 5 times 10^k)."""
-    finite = [v for v in [*values, *include] if math.isfinite(v)]
+def axis(
+    values: Sequence[float],
+    *,
+    include: Sequence[float] = (),
+    within: tuple[float, float] = (-math.inf, math.inf),
+    ticks: int = 4,
+) -> Axis:
+    """An axis over every finite value and `include`, with about `ticks` round steps (1, 2 or 5 times 10^k).
+
+    within: the range that the quantity has. An interval of few speakers may reach beyond it; it is drawn to the end.
+    """
+    finite = [min(max(v, within[0]), within[1]) for v in [*values, *include] if math.isfinite(v)]
     low, high = min(finite, default=0.0), max(finite, default=1.0)
     if high - low < 1e-9:
         high = low + 1.0

@@ -20,6 +20,9 @@ GROUP_TITLES: dict[Kind, str] = {
 }
 
 
+JSD_RANGE = (0.0, 1.0)
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a chart: what it is, how it is marked (model, control, baseline, human), its value, a toned note."""
@@ -47,7 +50,8 @@ def _forest(
 ) -> Forest:
     values = [v for _, rows in groups for r in rows for v in (r.value.estimate, r.value.low, r.value.high)]
     kept = tuple((title, tuple(rows)) for title, rows in groups if rows)
-    return Forest(caption, axis(values, include=(0.0,) if signed else ()), kept, reference, signed)
+    scale = axis(values, include=(0.0,)) if signed else axis(values, within=JSD_RANGE)
+    return Forest(caption, scale, kept, reference, signed)
 
 
 def headline_forest(scores: Scores) -> Forest:
@@ -149,13 +153,14 @@ def entropy_bin_forest(scores: Scores) -> Forest | None:
     groups = []
     for bin_ in shown[0].by_vote_entropy:
         span = (bin_.low_bits, bin_.high_bits)
+        clips = "clip" if bin_.n_clips == 1 else "clips"
         rows = [
             Row(s.title, s.kind, b.jsd_bits)
             for s in shown
             for b in s.by_vote_entropy
             if (b.low_bits, b.high_bits) == span
         ]
-        groups.append((f"Votes with {span[0]:g} to {span[1]:.2g} bits of entropy: {bin_.n_clips:,} clips", rows))
+        groups.append((f"Votes with {span[0]:g} to {span[1]:.2g} bits of entropy: {bin_.n_clips:,} {clips}", rows))
     return _forest("jsd_bits by the votes' entropy, lower is better, with 95% intervals", groups)
 
 

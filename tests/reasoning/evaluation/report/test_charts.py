@@ -61,3 +61,9 @@ def test_calibration_of_the_votes_themselves_lies_on_the_diagonal():
     votes = np.random.default_rng(0).integers(1, 9, (50, 6))
     for b in calibration(votes, votes / votes.sum(axis=1, keepdims=True)):
         assert b.predicted == pytest.approx(b.voted)
+
+
+def test_an_interval_beyond_the_range_is_drawn_to_its_end():
+    found = axis([-0.2, 0.9, 1.3], within=(0.0, 1.0))
+    assert (found.low, found.high) == (0, 1)
+    assert (found.percent(-0.2), found.percent(1.3)) == (0, 100)
