@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -176,12 +177,12 @@ def _is_built(out: Path, spec: SeedSpec) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        record = json.loads((out / RECORD).read_text())
-    except (OSError, ValueError):
+        found = json.loads((out / RECORD).read_text())["spec"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(f"{out} exists and is no seed folder", field="out", cure="choose another --out") from None
-    if record["spec"] != asdict(spec):
+    if found != asdict(spec):
         raise ModelError(
-            f"{out} holds a seed made with {record['spec']}, asked for {asdict(spec)}",
+            f"{out} holds a seed made with {found}, asked for {asdict(spec)}",
             field="out",
             cure=f"choose another --out or delete {out}",
         )
@@ -205,12 +206,27 @@ def _write(folder: Path, spec: SeedSpec, source: Source) -> None:
         init_projector(model, spec.seed)
         steps.update()
         steps.set_description_str("seed: save")
-        model.save_pretrained(folder)
+        with _no_bars():
+            model.save_pretrained(folder)
         processor.save_pretrained(folder)
         record = {"spec": asdict(spec), "sources": encoder_sources + text_sources, "versions": _versions()}
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         steps.update()
         steps.set_description_str("seed: done")
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' own progress bars, which would break ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _versions() -> dict[str, str]:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from reasoning.audio import SAMPLE_RATE
 from reasoning.emotions import CREMA_D
 from reasoning.errors import ModelError
-from reasoning.models import seed
+from reasoning.models import seed, weights
 from reasoning.models.families import QWEN2_AUDIO
 from reasoning.models.memory import AudioMemory
 from reasoning.models.seed import AUDIO_TOKENS, SeedSpec, build_seed
@@ -127,6 +128,24 @@ def small_sources(monkeypatch, tmp_path, small_encoder, small_llama, small_token
     monkeypatch.setattr(seed, "whisper_encoder", lambda size, from_hub: (small_encoder, origin))
     monkeypatch.setattr(seed, "language_model", lambda from_hub: (small_llama, small_tokenizer, origin))
     return tmp_path
+
+
+def test_hub_files_give_the_same_names_as_the_registry(
+    small_encoder, small_llama, small_tokenizer, tmp_path, monkeypatch
+):
+    """As the hub names them: whole models, the encoder beside a decoder, the Llama under `model.` in bfloat16."""
+    stored = {f"model.encoder.{name}": w for name, w in small_encoder.items()}
+    save_file(stored | {"model.decoder.layer_norm.weight": torch.ones(2)}, tmp_path / "whisper")
+    save_file({f"model.{name}": w.bfloat16() for name, w in small_llama.items()}, tmp_path / "llama")
+    small_tokenizer.save(str(tmp_path / "tokenizer"))
+    places = {seed.WHISPER_HUB["base"]: "whisper", seed.SMOLLM_HUB: "llama", seed.SMOLLM_HUB_TOKENIZER: "tokenizer"}
+    monkeypatch.setattr(weights, "fetch", lambda source: tmp_path / places[source])
+    encoder, origins = seed.whisper_encoder("base", from_hub=True)
+    llama, tokenizer, _ = seed.language_model(from_hub=True)
+    torch.testing.assert_close(encoder, dict(small_encoder))
+    torch.testing.assert_close(llama, {name: w.bfloat16().float() for name, w in small_llama.items()})
+    assert tokenizer.get_vocab() == small_tokenizer.get_vocab()
+    assert origins[0]["hub"] == "openai/whisper-base@e37978b90ca9030d5170a5c07aadb050351a65bb"
 
 
 def files(folder: Path) -> dict[str, bytes]:
