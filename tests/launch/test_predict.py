@@ -1,5 +1,6 @@
 """equivox predict: what it prints for a person and for a program, and that every bad input is one line and status 2."""
 
+import json
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from launch.predict import as_text, main, predict
 from reasoning.emotions import CREMA_D
 from reasoning.errors import AudioError, ConfigError, ModelError
 from reasoning.inference.engine import Generation, LabelScores, Request
+from reasoning.models.loading import add_adapter, load_model, record_base
 from reasoning.response import write_response
 
 LABEL = (0.5, 0.1, 0.1, 0.1, 0.1, 0.1)
@@ -122,3 +124,41 @@ def test_no_room_for_an_answer_is_refused(tone, tmp_path):
 def test_a_folder_that_is_no_checkpoint_is_refused(tone, tmp_path):
     with pytest.raises(ModelError, match="is not a checkpoint folder"):
         main([str(tone), "--model", str(tmp_path)])
+
+
+def run_json(capsys, *argv) -> list[dict]:
+    assert main([str(a) for a in [*argv, "--json"]]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_prediction_follows_the_sound_of_the_file(trained_checkpoint, capsys):
+    files = [trained_checkpoint.corpus / f"s0_{emotion}.flac" for emotion in ("happy", "sad")]
+    heard = [run_json(capsys, file, "--model", trained_checkpoint.model, "--transcript", "a tone")[0] for file in files]
+    # The trained tones put about 3/4 of the votes on their own emotion: a deaf model gives both the same shares.
+    assert heard[0]["label"]["happy"] - heard[1]["label"]["happy"] > 0.4
+    assert heard[1]["label"]["sad"] - heard[0]["label"]["sad"] > 0.4
+    for file, found in zip(files, heard, strict=True):
+        assert found["file"] == str(file)
+        assert sum(found["label"].values()) == pytest.approx(1, abs=1e-3)
+        assert (found["verbalized"] is None) == bool(found["problems"])
+
+
+def test_several_files_give_a_line_each_in_their_order(trained_checkpoint, capsys):
+    files = [trained_checkpoint.corpus / f"s{i}_fear.flac" for i in (2, 0, 1)]
+    found = run_json(capsys, *files, "--model", trained_checkpoint.model)
+    assert [line["file"] for line in found] == [str(file) for file in files]
+    assert {line["transcript"] for line in found} == {None}
+
+
+def test_an_adapter_of_another_base_is_refused(trained_checkpoint, untrained_checkpoint, tone, tmp_path):
+    other = load_model(untrained_checkpoint)
+    adapted = add_adapter(other, r=2, alpha=4, dropout=0.0, train_projector=False)
+    adapted.model.save_pretrained(tmp_path / "adapter")
+    record_base(tmp_path / "adapter", other)
+    with pytest.raises(ModelError, match=r"was trained on .*whose weights differ"):
+        main([str(tone), "--model", str(trained_checkpoint.model), "--adapter", str(tmp_path / "adapter")])
+
+
+def test_a_missing_adapter_is_refused(trained_checkpoint, tone, tmp_path):
+    with pytest.raises(ModelError, match="is not an adapter folder"):
+        main([str(tone), "--model", str(trained_checkpoint.model), "--adapter", str(tmp_path / "none")])
