@@ -129,16 +129,18 @@ def fit_baselines(train: Sequence[Clip], dev: Sequence[Clip]) -> Baselines:
 def fit_temperature(dev_votes_NK: ArrayLike, dev_probs_NK: ArrayLike) -> float:
     """The temperature, within TEMPERATURE_RANGE, at which dev predictions have the lowest mean nll_bits.
 
-    One number for a system and readout: above 1 it was too sharp, below 1 too flat. Pass usable rows only.
+    One number for a system and readout: above 1 it was too sharp, below 1 too flat; 1 where it makes no difference, as
+    for uniform rows. Pass usable rows only.
     Guo et al. (2017), ICML. Raises EvaluationError without a row.
     """
     votes, probs = np.atleast_2d(dev_votes_NK), np.atleast_2d(dev_probs_NK)
     if votes.size == 0:
         raise EvaluationError("no usable dev prediction to fit a temperature on", cure="predict the dev split too")
-    low, high = np.log(TEMPERATURE_RANGE)
-    found = minimize_scalar(
-        lambda log_t: float(nll_bits(votes, temper(probs, float(np.exp(log_t)))).mean()),
-        bounds=(low, high),
-        method="bounded",
-    )
+
+    def loss(log_t: float) -> float:
+        return float(nll_bits(votes, temper(probs, float(np.exp(log_t)))).mean())
+
+    found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURE_RANGE)), method="bounded")
+    if loss(0.0) - found.fun < 1e-9:  # type: ignore[attr-defined]
+        return 1.0
     return float(np.exp(found.x))  # type: ignore[attr-defined]

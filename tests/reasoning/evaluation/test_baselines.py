@@ -80,6 +80,10 @@ def test_the_temperature_that_bent_a_calibrated_prediction_is_found_again(bent):
     assert fit_temperature(votes, temper(truth, 1 / bent)) == pytest.approx(bent, rel=0.05)
 
 
+def test_a_uniform_prediction_has_temperature_one():
+    assert fit_temperature(TRAIN, np.full((500, 6), 1 / 6)) == 1.0
+
+
 def test_temperature_needs_a_row():
     with pytest.raises(EvaluationError, match="no usable dev prediction"):
         fit_temperature(np.zeros((0, 6)), np.zeros((0, 6)))
