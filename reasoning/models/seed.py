@@ -295,6 +295,7 @@ def assemble(
         text_config=smollm.qwen2_config(text) | _special_ids(tokenizer),
         audio_token_index=_id(tokenizer, AUDIO_TOKENS[0]),
     )
+    config.tie_word_embeddings = False
     model = Qwen2AudioForConditionalGeneration(config).eval()
     model.model.audio_tower.load_state_dict(cut_encoder(encoder, spec.layers))
     model.model.language_model.load_state_dict(text)
