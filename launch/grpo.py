@@ -1,6 +1,6 @@
-"""equivox grpo --config launch/configs/grpo.yaml --data data/crema_d --adapter runs/mine/sft --output_dir runs/mine/grpo
+"""equivox grpo --config launch/configs/grpo.yaml --data data/crema_d --adapter runs/my/sft --output_dir runs/my/grpo
 
-On several GPUs: accelerate launch --config_file accelerate_configs/ddp.yaml -m launch.grpo --config ... (docs/scale.md).
+On several GPUs: equivox grpo --config_file accelerate_configs/ddp.yaml --config ... (docs/scale.md).
 Trains an adapter further on rewards of its own sampled answers; the same command resumes an interrupted run.
 """
 

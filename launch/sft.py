@@ -1,6 +1,6 @@
 """equivox sft --config launch/configs/sft.yaml --data data/crema_d --output_dir runs/mine/sft
 
-On several GPUs: accelerate launch --config_file accelerate_configs/ddp.yaml -m launch.sft --config ... (docs/scale.md).
+On several GPUs: equivox sft --config_file accelerate_configs/ddp.yaml --config ... (docs/scale.md).
 Trains a LoRA adapter on written answers and on the votes; the same command resumes an interrupted run.
 """
 
@@ -16,13 +16,20 @@ from reasoning.errors import ConfigError
 
 @dataclass
 class AmbiguityArguments:
-    """The weight of the vote distribution in the loss."""
+    """How the votes enter the loss and the written answer."""
 
     kl_weight: float = field(
         default=1.0, metadata={"help": "Weight of KL(votes || label readout) beside the cross-entropy on the answer."}
     )
 
+    share_digits: int = field(
+        default=2,
+        metadata={"help": "Digits that written shares are rounded to, 1 or 2. One is easier to keep to a sum of 1."},
+    )
+
     def __post_init__(self) -> None:
+        if self.share_digits not in (1, 2):
+            raise ConfigError(f"is {self.share_digits}, expected 1 or 2", field="share_digits")
         if self.kl_weight < 0:
             raise ConfigError(f"is {self.kl_weight}, expected 0 or more", field="kl_weight")
 
@@ -61,6 +68,7 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
         loaded.memory(data.memory_gib),
         level=data.level,
         seed=args.seed,
+        share_digits=ambiguity.share_digits,
         max_length=args.max_length,
     )
     trainer = AmbiguitySFTTrainer(

@@ -34,6 +34,7 @@ def training_rows(data: DataArguments) -> tuple[EmotionSet, list[dict[str, Any]]
             "speaker": clip.speaker,
             "votes": list(clip.votes),
             "emotions": list(emotions.names),
+            "length": round(clip.duration_s * 100),
         }
         for clip in clips
     ]

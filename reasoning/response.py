@@ -75,15 +75,17 @@ def round_shares(probabilities: Sequence[float], digits: int = 2) -> tuple[int, 
     return tuple(parts)
 
 
-def write_response(probabilities: Sequence[float], vote: str, emotions: EmotionSet, thinking: str | None = None) -> str:
+def write_response(
+    probabilities: Sequence[float], vote: str, emotions: EmotionSet, thinking: str | None = None, digits: int = 2
+) -> str:
     """The response text for a distribution (K,), one vote, and optional thinking. `read_response` reads it back.
 
-    Shares are rounded to hundredths that sum to 1. Raises ConfigError when `vote` is not an emotion's name or
-    `thinking` holds a tag of the grammar.
+    Shares are rounded to `digits` decimals (1 or 2) that sum to 1, and always printed with two. Raises ConfigError
+    when `vote` is not an emotion's name or `thinking` holds a tag of the grammar.
     """
     if vote not in emotions.names or len(probabilities) != len(emotions):
         raise ConfigError(f"vote {vote!r} with {len(probabilities)} shares does not fit {emotions.names}", field="vote")
-    hundredths = round_shares(probabilities)
+    hundredths = [part * 10 ** (2 - digits) for part in round_shares(probabilities, digits)]
     shares = ", ".join(f"{n} {h // 100}.{h % 100:02d}" for n, h in zip(emotions.names, hundredths, strict=True))
     answer = f"{ANSWER_PREFIX} {vote}\nShares: {shares}{ANSWER_CLOSE}"
     if thinking is None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -13,6 +16,19 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # A busy machine may take long over one example; pytest-timeout watches the whole test.
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
+
+TONES_HZ = {"anger": 2600, "disgust": 300, "fear": 1700, "happy": 1100, "neutral": 150, "sad": 600}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine cannot run, and say why."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("vllm") and find_spec("vllm") is None:
+        pytest.skip("needs vLLM, which is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +39,159 @@ def shared_crema_d() -> Path:
     if not (root / "processedResults" / "tabulatedVotes.csv").is_file():
         pytest.skip(f"no CREMA-D votes in {root}: set EQUIVOX_SHARED to the folder that holds data/CREMA-D")
     return root
+
+
+@dataclass(frozen=True)
+class TrainedCheckpoint:
+    """model: a small Qwen2-Audio that learned the votes of `corpus` from its sound. corpus: a corpus folder."""
+
+    model: Path
+    corpus: Path
+
+
+@pytest.fixture(scope="session")
+def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 tones by 10 speakers in 5 folds. Pitch tells the votes: most for one emotion, some for the next one."""
+    import soundfile
+
+    from data_builders.folds import place
+    from data_builders.rows import CorpusInfo, write_corpus
+    from reasoning.clips import Clip
+    from reasoning.emotions import CREMA_D
+
+    folder = tmp_path_factory.mktemp("tones")
+    clips = []
+    for speaker in range(10):
+        for i, emotion in enumerate(CREMA_D.names):
+            rng = np.random.default_rng([speaker, i])
+            name = f"s{speaker}_{emotion}"
+            seconds = 0.6 + 0.05 * ((speaker + i) % 4)
+            time = np.arange(int(seconds * 16_000)) / 16_000
+            wave = 0.4 * np.sin(2 * np.pi * TONES_HZ[emotion] * time) + 0.02 * rng.standard_normal(len(time))
+            soundfile.write(folder / f"{name}.flac", wave.astype(np.float32), 16_000)
+            votes = [0] * 6
+            votes[i], votes[(i + 1) % 6] = 6 + speaker % 3, 2
+            clip = Clip(
+                id=name, audio=f"{name}.flac", duration_s=seconds, transcript="a tone", language="en",
+                speaker=f"s{speaker}", sex="female" if speaker % 2 else "male", age=None, split="train", fold=0,
+                votes=tuple(votes), n_votes=sum(votes), intended=None, source="synthetic",
+            )  # fmt: skip
+            clips.append(clip)
+    info = CorpusInfo(
+        name="tones", emotions=CREMA_D, licence="CC0", citation="made by the tests", rater_task="none",
+        builder_version="1", tables={}, counts={}, left_out=[], statement="tones with made-up votes",
+    )  # fmt: skip
+    write_corpus(folder, place(clips), info)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2-Audio of 0.6 M parameters with its processor, saved as any checkpoint is."""
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2AudioConfig,
+        Qwen2AudioForConditionalGeneration,
+        Qwen2AudioProcessor,
+        WhisperFeatureExtractor,
+    )
+
+    from reasoning.emotions import CREMA_D
+    from reasoning.response import write_response
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
+    # special=True: skipped when text is decoded, like the real tokenizers'.
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[AddedToken(s, special=True) for s in special],
+        show_progress=False,
+    )
+    text = [write_response([1 / 6] * 6, name, CREMA_D, "Words: a tone") for name in CREMA_D.names]
+    bpe.train_from_iterator(text * 20, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+    )
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'audio' %}"
+        "<|audio_bos|><|AUDIO|><|audio_eos|>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    processor = Qwen2AudioProcessor(
+        feature_extractor=WhisperFeatureExtractor(feature_size=80), tokenizer=tokenizer, chat_template=template
+    )
+    torch.manual_seed(0)
+    config = Qwen2AudioConfig(
+        audio_config=dict(
+            model_type="qwen2_audio_encoder", num_mel_bins=80, encoder_layers=1, encoder_attention_heads=2,
+            encoder_ffn_dim=64, d_model=64, max_source_positions=1500,
+        ),
+        text_config=dict(
+            model_type="qwen2", vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        ),
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+    )  # fmt: skip
+    model = Qwen2AudioForConditionalGeneration(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    folder = tmp_path_factory.mktemp("untrained")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path, tone_corpus: Path
+) -> TrainedCheckpoint:
+    """The small model after it learned, all weights but the tower's trained, to answer the training speakers' tones."""
+    import torch
+
+    from data_builders.rows import read_corpus, split_clips
+    from reasoning.models.answer_head import add_answer_head
+    from reasoning.models.loading import load_model
+    from reasoning.models.prompter import Prompter
+    from reasoning.training.collate import AnswerCollator
+    from reasoning.training.objective import vote_kl_nats
+
+    corpus = read_corpus(tone_corpus)
+    loaded = load_model(untrained_checkpoint)
+    prompter = Prompter(loaded, corpus.info.emotions)
+    add_answer_head(loaded.base, prompter.label_ids)
+    collator = AnswerCollator(prompter, loaded.memory(), level="no_think", seed=0, share_digits=1)
+    rows = [
+        {"id": c.id, "audio": str(corpus.root / c.audio), "transcript": c.transcript, "votes": c.votes}
+        for c in split_clips(corpus, 0)["train"]
+    ]
+    model = loaded.base.train()
+    weights = [p for name, p in model.named_parameters() if "audio_tower" not in name]
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimizer = torch.optim.AdamW(weights, lr=3e-3)
+    order = np.random.default_rng(0)
+    for step in range(TRAINING_STEPS):
+        collator.epoch = step
+        batch = collator([rows[i] for i in order.choice(len(rows), 12, replace=False)])
+        votes, tokens = batch.pop("votes"), (batch["labels"] != -100).sum()
+        output = model(**batch, answer_head=True)
+        ce = -(output.logps.sum() + output.label_mass.sum()) / tokens
+        loss = ce + vote_kl_nats(output.label_logits, votes).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("trained")
+    model.save_pretrained(folder)
+    loaded.processor.save_pretrained(folder)
+    return TrainedCheckpoint(folder, tone_corpus)
+
+
+TRAINING_STEPS = 220

@@ -6,6 +6,7 @@ audio tokens costs no logits. TRL's own fused head does this on CUDA only, and r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MethodType
@@ -27,13 +28,15 @@ class AnswerOutput(ModelOutput):
 
     logps: (B, L) log-probability of each label token given what stands before it, 0 where the label is -100.
     entropy: (B, L) nats, no gradient, 0 there too. top1: (B, L) whether the label is the likeliest token.
-    label_logits: (B, K) logits of the labels at `slots`, float32; None without slots.
+    label_logits: (B, K) logits of the labels at `slots`, float32; None without slots. label_mass: (B,) log-probability
+    that the token at the slot is any of the labels.
     """
 
     logps: Tensor | None = None
     entropy: Tensor | None = None
     top1: Tensor | None = None
     label_logits: Tensor | None = None
+    label_mass: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Completions:
 def add_answer_head(model: PreTrainedModel, label_ids: Sequence[int]) -> None:
     """Let `model(..., answer_head=True, labels=, slots=, temperature=, completions=)` return an AnswerOutput.
 
-    labels: (B, L) token ids, -100 where nothing is asked. slots: (B,) position of the vote's own token in the row.
+    labels: (B, L) token ids, -100 where nothing is asked. slots: (B,) position of the vote, L if it comes next.
     temperature divides the logits of `logps` and `entropy`, never those of the labels. completions: the inputs are
     left-padded prompts, each computed once for all its completions, and B, L, labels and slots are the completions'.
     Without `answer_head` the forward is the model's own. Patched on the model itself, so that DDP, DeepSpeed and FSDP
@@ -57,15 +60,18 @@ def add_answer_head(model: PreTrainedModel, label_ids: Sequence[int]) -> None:
     original = model.forward
     label_index = list(label_ids)
 
+    # `generate` reads the signature before it passes position_ids; without them, left padding would shift its rows.
+    @functools.wraps(type(model).forward)
     def forward(self: PreTrainedModel, *args: Any, answer_head: bool = False, **kwargs: Any) -> Any:
         if not answer_head:
             return original(*args, **kwargs)
         labels, slots = kwargs.pop("labels", None), kwargs.pop("slots", None)
         temperature = kwargs.pop("temperature", 1.0)
         completions = kwargs.pop("completions", None)
+        # before[:, i] is the state that predicts token i; the last one predicts what would come next.
         if completions is None:
             hidden = self.base_model(*args, **{"use_cache": False, **kwargs}).last_hidden_state
-            before = hidden.roll(1, dims=1)  # the state before a token is the one that predicts it
+            before = nn.functional.pad(hidden, (0, 0, 1, 0))
         else:
             before = _states_before_completions(self, completions, **kwargs)
         lm_head = self.get_output_embeddings()
@@ -74,14 +80,16 @@ def add_answer_head(model: PreTrainedModel, label_ids: Sequence[int]) -> None:
             output.logps, output.entropy, output.top1 = _label_tokens(before, lm_head, labels, temperature)
         if slots is not None:
             rows = torch.arange(before.shape[0], device=before.device)
-            output.label_logits = lm_head(before[rows, slots.to(before.device)])[:, label_index].float()
+            logits = lm_head(before[rows, slots.to(before.device)]).float()
+            output.label_logits = logits[:, label_index]
+            output.label_mass = output.label_logits.logsumexp(-1) - logits.logsumexp(-1)
         return output
 
     model.forward = MethodType(forward, model)  # type: ignore[method-assign]
 
 
 def _states_before_completions(model: PreTrainedModel, completions: Completions, **prompts: Any) -> Tensor:
-    """(B, C, H) state before each completion token; gradients flow into the shared prompts through the cache."""
+    """(B, C + 1, H) state before each completion token and after the last; gradients reach the prompts by the cache."""
     mask = prompts["attention_mask"]
     cache = DynamicCache(config=model.config.get_text_config())
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -96,13 +104,13 @@ def _states_before_completions(model: PreTrainedModel, completions: Completions,
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    return torch.cat([last[completions.prompt_of][:, None], answers[:, :-1]], dim=1)
+    return torch.cat([last[completions.prompt_of][:, None], answers], dim=1)
 
 
 def _label_tokens(before: Tensor, lm_head: nn.Module, labels: Tensor, temperature: float) -> tuple[Tensor, ...]:
-    """(logps, entropy, top1), each (B, L), of the labels given the states before them."""
+    """(logps, entropy, top1), each (B, L), of the labels given the states (B, L + 1) before them."""
     asked = labels != -100
-    states, targets = before[asked], labels[asked]
+    states, targets = before[:, :-1][asked], labels[asked]
     parts = []
     for start in range(0, max(len(targets), 1), CHUNK):
         chunk = states[start : start + CHUNK], lm_head, targets[start : start + CHUNK], temperature

@@ -74,9 +74,12 @@ class AudioMemory:
 
     @torch.no_grad()
     def _encode(self, sources: Sequence[tuple[AudioSource, str]]) -> list[Heard]:
-        mel, frames = mel_frames(self.feature_extractor, sources)
         self.passes += len(sources)
-        encoded = self.family.encode(self.tower, mel, frames)
+        device = next(self.tower.parameters()).device
+        # Whoever asks first, and under whatever autocast, the features remembered are the same.
+        with torch.autocast(device.type, enabled=False):
+            mel, frames = mel_frames(self.feature_extractor, sources)
+            encoded = self.family.encode(self.tower, mel, frames)
         return [Heard(e.detach().cpu().clone(), f) for e, f in zip(encoded, frames, strict=True)]
 
 

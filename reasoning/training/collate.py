@@ -41,10 +41,17 @@ class AnswerCollator:
     """
 
     def __init__(
-        self, prompter: Prompter, memory: AudioMemory, *, level: str, seed: int, max_length: int | None = None
+        self,
+        prompter: Prompter,
+        memory: AudioMemory,
+        *,
+        level: str,
+        seed: int,
+        share_digits: int = 2,
+        max_length: int | None = None,
     ) -> None:
         self.prompter, self.memory, self.level, self.seed = prompter, memory, level, seed
-        self.max_length = max_length
+        self.share_digits, self.max_length = share_digits, max_length
         self.epoch = 0
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -67,7 +74,8 @@ class AnswerCollator:
         prompter = self.prompter
         prompt = prompter.prompt_ids(row["transcript"], heard, self.level)
         vote = drawn_vote(row, prompter.emotions, self.seed, self.epoch)
-        text = write_response(normalize_votes(row["votes"])[0].tolist(), vote, prompter.emotions, row.get("thinking"))
+        shares = normalize_votes(row["votes"])[0].tolist()
+        text = write_response(shares, vote, prompter.emotions, row.get("thinking"), self.share_digits)
         response = [*prompter.encode(text), prompter.eos_id]
         slot = prompter.slot_of(response)
         if slot is None:

@@ -1,7 +1,9 @@
 """The ambiguity objective: cross-entropy on the response plus the divergence of the label readout from the votes.
 
-    loss = CE(response, without the vote's tokens) + weight * KL(votes || softmax over labels at the vote slot)
+    loss = CE(response) + weight * KL(votes || softmax over labels at the vote slot)
 
+The cross-entropy has no hard target at the slot: there it is -log of the probability that any label comes, since which
+one is the KL's business, and a readout over labels that are never said would be of no use to a sampled answer.
 Both terms come from one forward (models/answer_head.py). The KL is in nats, as the cross-entropy is; it equals
 `distributions.kl_bits(p, q, floor=0)` times ln 2 (tests/reasoning/training/test_objective.py). After the idea of Yu et
 al. (arXiv 2603.08230), whose summation direction cannot be recovered; ours, KL(votes || model), is the cross-entropy of

@@ -54,7 +54,9 @@ class AmbiguitySFTTrainer(SFTTrainer):
         votes, asked = inputs.pop("votes"), inputs["labels"] != -100
         output = model(**inputs, answer_head=True)
         tokens = asked.sum()
-        ce_sum, kl = -output.logps.sum(), vote_kl_nats(output.label_logits, votes).mean()
+        # At the slot any label is right and which one is the KL's business: only their mass enters the cross-entropy.
+        ce_sum = -output.logps.sum() - output.label_mass.sum()
+        kl = vote_kl_nats(output.label_logits, votes).mean()
         if num_items_in_batch is None:
             loss = ce_sum / tokens.clamp(min=1) + self._kl_weight * kl
         else:

@@ -1,0 +1,87 @@
+"""The engine on a trained checkpoint: it hears, in both readouts, and batches change nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data_builders.rows import read_corpus, split_clips
+from reasoning.distributions import jsd_bits, normalize_votes
+from reasoning.inference.engine import Request
+from reasoning.inference.transformers_engine import TransformersEngine
+from reasoning.models.loading import load_model
+from reasoning.response import read_response
+
+
+@pytest.fixture(scope="module")
+def asked(trained_checkpoint):
+    corpus = read_corpus(trained_checkpoint.corpus)
+    clips = split_clips(corpus, 0)["test"]
+    engine = TransformersEngine(load_model(trained_checkpoint.model), corpus.info.emotions, batch_size=5)
+    requests = [Request(c.id, corpus.root / c.audio, c.transcript) for c in clips]
+    return engine, requests, normalize_votes([c.votes for c in clips]), corpus.info.emotions
+
+
+def shifted(requests):
+    """Every request with another emotion's tone of the same speaker."""
+    return [
+        Request(r.id, other.audio, r.transcript) for r, other in zip(requests, requests[1:] + requests[:1], strict=True)
+    ]
+
+
+def label_jsd(engine, requests, votes):
+    return jsd_bits(votes, [s.probabilities for s in engine.score_labels(requests)]).mean()
+
+
+def verbal_jsd(engine, requests, votes, emotions):
+    readings = [read_response(g.text, emotions) for g in engine.generate(requests, max_new_tokens=96)]
+    assert all(r.probabilities for r in readings), [g.text for g in engine.generate(requests[:2], max_new_tokens=96)]
+    return jsd_bits(votes, [r.probabilities for r in readings]).mean()
+
+
+def test_label_readout_hears_unseen_speakers_and_fails_when_the_audio_is_swapped(asked):
+    engine, requests, votes, _ = asked
+    assert label_jsd(engine, requests, votes) < 0.1
+    assert label_jsd(engine, shifted(requests), votes) > 0.4
+
+
+def test_verbalized_readout_hears_and_fails_when_the_audio_is_swapped(asked):
+    engine, requests, votes, emotions = asked
+    assert verbal_jsd(engine, requests, votes, emotions) < 0.15
+    assert verbal_jsd(engine, shifted(requests), votes, emotions) > 0.4
+
+
+def test_silence_and_missing_audio_lose_what_the_audio_told(asked):
+    engine, requests, votes, _ = asked
+    silent = [Request(r.id, np.zeros(12_000, np.float32), r.transcript) for r in requests]
+    deaf = [Request(r.id, None, r.transcript) for r in requests]
+    assert label_jsd(engine, silent, votes) > 0.35
+    assert label_jsd(engine, deaf, votes) > 0.35
+
+
+def test_batch_size_and_order_do_not_change_an_answer(asked):
+    engine, requests, _, emotions = asked
+    one = TransformersEngine(engine.loaded, emotions, batch_size=1, memory=engine.memory)
+    mixed = [requests[0], Request("deaf", None, "a tone"), *requests[1:4]]
+    together = {s.id: s.probabilities for s in engine.score_labels(mixed)}
+    for score in one.score_labels(mixed):
+        np.testing.assert_allclose(score.probabilities, together[score.id], atol=1e-5)
+    texts = {g.id: g.text for g in engine.generate(mixed, max_new_tokens=40)}
+    assert texts == {g.id: g.text for g in one.generate(mixed, max_new_tokens=40)}
+
+
+def test_a_cut_generation_is_marked_and_the_same_seed_samples_the_same(asked):
+    engine, requests, *_ = asked
+    assert all(g.truncated and g.tokens == 5 for g in engine.generate(requests[:2], max_new_tokens=5))
+    sample = [
+        [g.text for g in engine.generate(requests, max_new_tokens=70, temperature=1.5, seed=s)] for s in (1, 1, 2)
+    ]
+    assert sample[0] == sample[1] != sample[2]
+
+
+def test_own_thinking_without_an_end_is_closed_and_counted_as_forced(asked):
+    engine, requests, *_ = asked
+    short = TransformersEngine(engine.loaded, engine.prompter.emotions, memory=engine.memory, max_thinking_tokens=4)
+    scores = list(short.score_labels([Request(r.id, r.audio, r.transcript, "think") for r in requests[:3]]))
+    assert [(s.prefix, s.forced) for s in scores] == [("own_think", True)] * 3
+    assert all(abs(sum(s.probabilities) - 1) < 1e-6 for s in scores)
