@@ -6,7 +6,7 @@ import difflib
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import yaml
 from trl import TrlParser
@@ -80,7 +80,7 @@ def parse(kinds: tuple[type, ...], argv: list[str] | None, command: str, about: 
     # TrlParser does not recognise the equals form and would take the file's name for an unknown option.
     arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     _check_yaml(kinds, arguments)
-    parser = _Parser(kinds, prog=command, description=about)
+    parser = _Parser(cast(Any, kinds), prog=command, description=about)
     try:
         return parser.parse_args_and_config(arguments)
     except ValueError as error:

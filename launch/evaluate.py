@@ -107,9 +107,9 @@ def load(args: argparse.Namespace, corpus: Corpus) -> tuple[Any, Any, Any]:
 
     from reasoning.evaluation.probe import pool
     from reasoning.inference.transformers_engine import TransformersEngine
-    from reasoning.models.loading import load_model
+    from reasoning.models.loading import best_device, load_model
 
-    loaded = load_model(args.model, args.adapter, dtype=getattr(torch, args.dtype))
+    loaded = load_model(args.model, args.adapter, dtype=getattr(torch, args.dtype), device=best_device())
     memory = loaded.memory()
     engine = TransformersEngine(loaded, corpus.info.emotions, batch_size=args.batch_size, memory=memory)
 

@@ -72,9 +72,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from reasoning.inference.engine import Request
     from reasoning.inference.transformers_engine import TransformersEngine
-    from reasoning.models.loading import load_model
+    from reasoning.models.loading import best_device, load_model
 
-    engine = TransformersEngine(load_model(args.model, args.adapter), emotions)
+    engine = TransformersEngine(load_model(args.model, args.adapter, device=best_device()), emotions)
     requests = [Request(name, samples, args.transcript, args.level) for name, samples in audio.items()]
     for found in predict(engine, requests, emotions, args.max_new_tokens or MAX_NEW_TOKENS[args.level]):
         print(json.dumps(asdict(found), ensure_ascii=False) if args.json else as_text(found), flush=True)

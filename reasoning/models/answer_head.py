@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,15 +74,16 @@ def add_answer_head(model: PreTrainedModel, label_ids: Sequence[int]) -> None:
             before = nn.functional.pad(hidden, (0, 0, 1, 0))
         else:
             before = _states_before_completions(self, completions, **kwargs)
-        lm_head = self.get_output_embeddings()
+        lm_head = cast(nn.Module, self.get_output_embeddings())
         output = AnswerOutput()
         if labels is not None:
             output.logps, output.entropy, output.top1 = _label_tokens(before, lm_head, labels, temperature)
         if slots is not None:
             rows = torch.arange(before.shape[0], device=before.device)
             logits = lm_head(before[rows, slots.to(before.device)]).float()
-            output.label_logits = logits[:, label_index]
-            output.label_mass = output.label_logits.logsumexp(-1) - logits.logsumexp(-1)
+            of_labels = logits[:, label_index]
+            output.label_logits = of_labels
+            output.label_mass = of_labels.logsumexp(-1) - logits.logsumexp(-1)
         return output
 
     model.forward = MethodType(forward, model)  # type: ignore[method-assign]

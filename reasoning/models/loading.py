@@ -53,6 +53,11 @@ class Loaded:
         return self.tokenizer.convert_tokens_to_ids(list(self.family.modality_tokens))
 
 
+def best_device() -> torch.device:
+    """The accelerator that torch sees, or the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
 def fingerprint(path: Path) -> str:
     """A hash that tells checkpoints apart: every tensor's name, shape and type, and samples of the bytes.
 
@@ -76,12 +81,13 @@ def load_model(
     *,
     trainable: bool = False,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
 ) -> Loaded:
     """The checkpoint folder at `path`, frozen and in eval mode, with `adapter` on it if given.
 
-    trainable: leave the adapter's weights trainable. Raises ModelError when the folder is no supported checkpoint, has
-    no safetensors, or the adapter was trained on another base.
+    trainable: leave the adapter's weights trainable. device: where it is put; trainers move it themselves. Raises
+    ModelError when the folder is no supported checkpoint, has no safetensors, or the adapter belongs to another base.
     """
     path = Path(path)
     if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
@@ -102,7 +108,7 @@ def load_model(
     accept_encoded(family.tower_of(model))
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
-    return Loaded(model.eval(), processor, family, path, mark)
+    return Loaded(model.eval().to(device), processor, family, path, mark)
 
 
 def check_adapter(adapter: Path, base: Path, base_fingerprint: str) -> None:

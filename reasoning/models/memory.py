@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -109,9 +109,10 @@ def accept_encoded(tower: nn.Module) -> None:
     if hasattr(tower, "_hears_features"):
         return
     original: Callable[..., Any] = tower.forward
+    width = cast(Any, tower.config).d_model
 
     def forward(input_features: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if input_features.shape[-1] == tower.config.d_model:
+        if input_features.shape[-1] == width:
             return BaseModelOutput(last_hidden_state=input_features)  # type: ignore[arg-type]
         return original(input_features, *args, **kwargs)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -71,6 +71,16 @@ class AudioGRPOTrainer(GRPOTrainer):
         )
         add_answer_head(loaded.base, prompter.label_ids)
 
+    args: GRPOConfig
+    model: torch.nn.Module
+
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _mean_over_ranks(self, value: Tensor) -> float:
+        gathered = self.accelerator.gather(value.detach().reshape(1))
+        return float(torch.as_tensor(gathered).mean())
+
     # Generation
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -92,11 +102,10 @@ class AudioGRPOTrainer(GRPOTrainer):
         batch = prompt_batch(self._prompter, [prompt_ids[i] for i in firsts], self._hear([rows[i] for i in firsts]))
         with (
             unwrap_model_for_generation(
-                self.model_wrapped,
+                cast(Any, self.model_wrapped),
                 self.accelerator,
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 generation_kwargs=self.generation_kwargs,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
@@ -104,14 +113,14 @@ class AudioGRPOTrainer(GRPOTrainer):
                 self._loaded,
                 batch,
                 samples=samples,
-                max_new_tokens=self.max_completion_length,
+                max_new_tokens=int(self.args.max_completion_length or 0),
                 do_sample=True,
                 temperature=self.temperature,
                 top_p=self.top_p,
                 top_k=self.top_k,
                 min_p=self.min_p,
                 repetition_penalty=self.repetition_penalty,
-                **(self.args.generation_kwargs or {}),
+                **cast(dict[str, Any], self.args.generation_kwargs or {}),
             )
         return ids, None
 
@@ -128,14 +137,13 @@ class AudioGRPOTrainer(GRPOTrainer):
         slots = self._slots(output["completion_ids"], mask)
         # TRL multiplies this mask into loss, KL and their denominators: votes and quiet groups leave all three.
         output["tool_mask"] = self._vote_mask(output["completion_ids"], slots).to(device) * loud[:, None].to(mask)
-        output["num_items_in_batch"] = self.accelerator.gather((mask * output["tool_mask"]).sum()).sum()
+        output["num_items_in_batch"] = self.accelerator.reduce((mask * output["tool_mask"]).sum(), reduction="sum")
         output["clip_rows"] = self._pass_rows.to(device)
         output["slots"] = slots.to(device)
         output["votes"] = torch.tensor([row["votes"] for row in inputs], dtype=torch.float32, device=device)
         output["loud"] = loud
-        mode = "train" if self.model.training else "eval"
-        missing = self.accelerator.gather((slots < 0).float().mean().reshape(1).to(device))
-        self._metrics[mode]["slots/missing"].append(float(missing.mean()))
+        missing = (slots < 0).float().mean().to(device)
+        self._metrics[self._mode()]["slots/missing"].append(self._mean_over_ranks(missing))
         return output
 
     # Rewards and groups
@@ -147,7 +155,7 @@ class AudioGRPOTrainer(GRPOTrainer):
 
     def _loud_samples(self, local: int) -> Tensor:
         """Whether each local sample's group has rewards that differ by at least min_reward_spread, (local,) bool."""
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode()
         size = self.num_generations if mode == "train" else self.num_generations_eval
         groups = self._rewards.view(-1, size)
         spread = groups.max(dim=1).values - groups.min(dim=1).values
@@ -245,6 +253,5 @@ class AudioGRPOTrainer(GRPOTrainer):
         if self._kl_weight == 0 or self._label_logits is None or not has_slot.any():
             return loss
         kl = vote_kl_nats(self._label_logits[has_slot], inputs["votes"][has_slot]).mean()
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["vote_kl"].append(float(self.accelerator.gather(kl.detach().reshape(1)).mean()))
-        return loss + self._kl_weight * kl / (self.current_gradient_accumulation_steps if mode == "train" else 1)
+        self._metrics[self._mode()]["vote_kl"].append(self._mean_over_ranks(kl))
+        return loss + self._kl_weight * kl / (self.current_gradient_accumulation_steps if self.model.training else 1)

@@ -29,7 +29,7 @@ class AmbiguitySFTTrainer(SFTTrainer):
     """
 
     def __init__(self, loaded: Loaded, collator: AnswerCollator, *, kl_weight: float, args: SFTConfig, **kwargs: Any):
-        args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.remove_unused_columns = False
         self._kl_weight = kl_weight
         super().__init__(
@@ -41,6 +41,8 @@ class AmbiguitySFTTrainer(SFTTrainer):
             **kwargs,
         )
         add_answer_head(loaded.base, collator.prompter.label_ids)
+
+    model: torch.nn.Module
 
     def compute_loss(
         self,

@@ -155,10 +155,8 @@ def test_generation_hears_and_the_vote_carries_no_policy_loss(trainer):
     assert float(readable.mean()) > 0.95, "what a model that hears samples, and can be read, comes close to the votes"
     assert (out["slots"] >= 0).all()
     for ids, mask, slot in zip(out["completion_ids"], out["tool_mask"], out["slots"], strict=True):
-        text = t._prompter.tokenizer.decode(ids[mask == 0][:1])
-        assert text.strip() in t._prompter.emotions.names
-        assert int(mask[slot]) == 0
-        assert int(mask.sum()) == len(mask) - 1
+        end = ids[int(slot) :].tolist().index(t._newline)
+        assert (mask == 0).nonzero().flatten().tolist() == list(range(int(slot), int(slot) + end))
     assert int(out["num_items_in_batch"]) == int((out["completion_mask"] * out["tool_mask"]).sum())
 
 
@@ -176,14 +174,14 @@ def test_groups_whose_rewards_agree_leave_advantage_loss_and_denominator(trainer
     loud_tokens = (out["completion_mask"] * out["tool_mask"])[4:].sum()
     assert int(out["num_items_in_batch"]) == int(loud_tokens)
     alone = {k: v[4:] if torch.is_tensor(v) and v.dim() else v for k, v in out.items()}
-    assert float(t._compute_loss(t.model, out)) == pytest.approx(float(t._compute_loss(t.model, alone)), abs=1e-6)
+    assert t._compute_loss(t.model, out).item() == pytest.approx(t._compute_loss(t.model, alone).item(), abs=1e-6)
 
     quiet = make(lambda completions, **columns: [0.5] * len(completions), min_reward_spread=0.02)
     quiet.model.train()
     quiet.current_gradient_accumulation_steps = 1
     loss = quiet._compute_loss(quiet.model, quiet._generate_and_score_completions(batch_of(rows, clips=2)))
     loss.backward()
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert all(p.grad is None or not p.grad.any() for p in quiet.model.parameters())
 
 
@@ -193,14 +191,14 @@ def test_the_vote_kl_adds_its_weight_and_skips_answers_without_a_slot(trainer):
     t.model.train()
     t.current_gradient_accumulation_steps = 1
     out = t._generate_and_score_completions(batch_of(rows, clips=2))
-    plain = float(t._compute_loss(t.model, dict(out)))
+    plain = t._compute_loss(t.model, dict(out)).item()
     t._kl_weight = 2.0
-    with_kl = float(t._compute_loss(t.model, dict(out)))
+    with_kl = t._compute_loss(t.model, dict(out)).item()
     kl = t._metrics["train"]["vote_kl"][-1]
     assert with_kl - plain == pytest.approx(2 * kl, rel=1e-4)
     assert 0 < kl < 0.5
     none = {**out, "slots": torch.full_like(out["slots"], -1)}
-    assert float(t._compute_loss(t.model, none)) == pytest.approx(plain, abs=1e-6)
+    assert t._compute_loss(t.model, none).item() == pytest.approx(plain, abs=1e-6)
 
 
 def test_options_that_would_mislead_are_refused(trained_checkpoint, tmp_path):

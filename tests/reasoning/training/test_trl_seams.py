@@ -1,0 +1,54 @@
+"""The seams of TRL that the trainers override: a new TRL that moves one fails here first, with a readable message."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import trl
+from packaging.version import Version
+from trl import GRPOTrainer, SFTTrainer
+
+SEAMS = {
+    (SFTTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    (GRPOTrainer, "_tokenize_prompts"): ["self", "prompts"],
+    (GRPOTrainer, "_generate_single_turn"): [
+        "self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images",
+    ],
+    (GRPOTrainer, "_generate_and_score_completions"): ["self", "inputs"],
+    (GRPOTrainer, "_calculate_rewards"): ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    (GRPOTrainer, "_compute_loss"): ["self", "model", "inputs"],
+}  # fmt: skip
+
+
+def test_the_minor_version_is_the_one_that_was_read():
+    assert (Version(trl.__version__).major, Version(trl.__version__).minor) == (1, 16), (
+        f"trl {trl.__version__}: read its changes to the methods in SEAMS, then move the pin in pyproject.toml"
+    )
+
+
+@pytest.mark.parametrize(("seam", "expected"), SEAMS.items(), ids=lambda v: v[1] if isinstance(v, tuple) else "")
+def test_an_overridden_method_still_takes_what_we_pass(seam, expected):
+    trainer, name = seam
+    found = list(inspect.signature(getattr(trainer, name)).parameters)
+    assert found == expected, f"TRL {trl.__version__} changed {trainer.__name__}.{name}: {found}"
+
+
+@pytest.mark.parametrize(
+    ("method", "text", "why"),
+    [
+        ("_compute_loss", 'mask = completion_mask if "tool_mask" not in inputs else', "votes and quiet groups leave"),
+        ("_compute_loss", 'inputs["num_items_in_batch"]', "the denominator counts what is left"),
+        ("_compute_loss", "self._get_per_token_logps_and_entropies(", "they come from the override that hears"),
+        ("_generate", "self._tokenize_prompts(prompts)", "prompts come from our prompter"),
+        ("_generate_and_score_completions", "self._calculate_rewards(", "group spread is read there"),
+        ("_prepare_inputs", "split_tensor_dict(generation_batch", "what each sample carries is split with it"),
+    ],
+)  # fmt: skip
+def test_trl_still_does_inside_what_the_override_relies_on(method, text, why):
+    source = " ".join(inspect.getsource(getattr(GRPOTrainer, method)).split())
+    assert text in source, f"TRL {trl.__version__}: {method} no longer holds {text!r}, so: {why}"
+
+
+def test_trl_itself_is_still_deaf_which_is_why_the_override_exists():
+    assert "audio" not in inspect.getsource(GRPOTrainer).lower()
