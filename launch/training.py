@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def training_rows(data: DataArguments) -> tuple[EmotionSet, list[dict[str, Any]]
 
 def load_for_training(model: ModelArguments, args: Any) -> Loaded:
     """The checkpoint with a trainable adapter: the given one, or a fresh one made from args.seed."""
+    check_ranks(args)
     torch.manual_seed(args.seed)
     loaded = load_model(
         model.model_name_or_path,
@@ -77,6 +79,17 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (int, float, bool, str, type(None))) else str(value)
 
 
+def check_ranks(args: Any) -> None:
+    """Raise ConfigError where a launched rank believes it is alone: several runs would write one folder."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != args.world_size:
+        raise ConfigError(
+            f"{launched} ranks were launched, but this one sees {args.world_size}",
+            field="use_cpu",
+            cure="set use_cpu: true for CPU ranks, or false on GPUs",
+        )
+
+
 def check_grpo(args: Any, n_rewards: int) -> None:
     """Raise ConfigError on GRPO options that would not do what they say here."""
     if args.use_vllm:
@@ -88,6 +101,6 @@ def check_grpo(args: Any, n_rewards: int) -> None:
     if args.gradient_checkpointing:
         raise ConfigError(
             "shares each prompt among its completions through a cache, which checkpointing turns off",
-            field="gradient_checkpointing",
+            field="activation_checkpointing",
             cure="set it to false and lower per_device_train_batch_size",
         )

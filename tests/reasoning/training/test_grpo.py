@@ -73,7 +73,7 @@ def trainer(trained_checkpoint, tmp_path):
     def make(reward=closeness, **options):
         args = GRPOConfig(
             str(tmp_path), per_device_train_batch_size=16, num_generations=4, max_completion_length=80, use_cpu=True,
-            bf16=False, gradient_checkpointing=False, report_to=[], scale_rewards="none", seed=1,
+            bf16=False, activation_checkpointing=False, report_to=[], scale_rewards="none", seed=1,
         )  # fmt: skip
         chosen = {"kl_weight": 0.0, "min_reward_spread": 0.0} | options
         prompter = Prompter(loaded, corpus.info.emotions)
@@ -204,7 +204,7 @@ def test_the_vote_kl_adds_its_weight_and_skips_answers_without_a_slot(trainer):
 def test_options_that_would_mislead_are_refused(trained_checkpoint, tmp_path):
     for changes, says in (
         ({"use_vllm": "true"}, "vLLM"),
-        ({"gradient_checkpointing": "true"}, "gradient_checkpointing"),
+        ({"activation_checkpointing": "true"}, "activation_checkpointing"),
         ({"reward_weights": [1.0]}, "1 weights for 2 rewards"),
         ({"min_reward_spread": -1}, "min_reward_spread"),
     ):
