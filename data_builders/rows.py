@@ -14,7 +14,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from data_builders.folds import FOLDS, split_of
 from reasoning.clips import Clip
 from reasoning.emotions import EmotionSet
 from reasoning.errors import CorpusError, EquivoxError, RowError
+from reasoning.files import write_atomic
 
 CLIPS_FILE, INFO_FILE, LEFT_OUT_FILE = "clips.parquet", "corpus.json", "left_out.tsv"
 EXAMPLES = 5
@@ -151,23 +151,6 @@ def write_corpus(out: Path, clips: Sequence[Clip], info: CorpusInfo, *, root: Pa
     write_atomic(out / CLIPS_FILE, data)
     write_atomic(out / INFO_FILE, text.encode())
     return read_corpus(out)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds all of it or what it held before. Raises CorpusError when the disk refuses."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        what = f"cannot be written: {error.strerror}"
-        raise CorpusError(what, row=str(path), cure="free space or choose another --out, then run again") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _table(clips: Sequence[Clip]) -> pa.Table:

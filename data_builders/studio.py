@@ -26,7 +26,7 @@ import soundfile
 from tqdm import tqdm
 
 from data_builders.folds import place
-from data_builders.rows import Corpus, CorpusInfo, describe, reusable_corpus, write_atomic, write_corpus
+from data_builders.rows import Corpus, CorpusInfo, describe, reusable_corpus, write_corpus
 from data_builders.synthesis.hibari import ENGINE, Hibari, Voice
 from data_builders.synthesis.prosody import Prosody, from_units, mix, to_units
 from data_builders.synthesis.raters import Raters
@@ -34,6 +34,7 @@ from reasoning.audio import SAMPLE_RATE, read_audio
 from reasoning.clips import Clip
 from reasoning.emotions import CREMA_D
 from reasoning.errors import AudioError, ConfigError
+from reasoning.files import write_atomic
 
 NAME, VERSION = "studio", "1"
 STATEMENT = "synthetic speech, simulated raters"

@@ -55,5 +55,9 @@ class EvaluationError(EquivoxError):
     """Predictions cannot be made or scored as asked."""
 
 
+class StorageError(EquivoxError):
+    """A file cannot be written."""
+
+
 class RewardError(EquivoxError):
     """A reward function cannot be loaded or failed on a completion."""

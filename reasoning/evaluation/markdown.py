@@ -8,7 +8,7 @@ from typing import Any
 
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.comparisons import title
-from reasoning.evaluation.record import write_text_atomic
+from reasoning.files import write_atomic
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 COLUMNS = ("jsd_bits", "nll_bits", "brier", "bc", "entropy_correlation", "ua")
@@ -45,7 +45,7 @@ def write_section(path: Path, text: str) -> None:
     if (old.count(BEGIN), old.count(END)) != (1, 1) or old.index(BEGIN) > old.index(END):
         raise EvaluationError("has no single pair of result markers", row=str(path), field="markdown", cure=cure)
     before, after = old.split(BEGIN)[0], old.split(END)[1]
-    write_text_atomic(path, f"{before}{BEGIN}\n{text}\n{END}{after}")
+    write_atomic(path, f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def escape(text: str) -> str:

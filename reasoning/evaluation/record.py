@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from reasoning.emotions import EmotionSet
 from reasoning.errors import EvaluationError
+from reasoning.files import write_atomic
 from reasoning.prompts import conversation
 
 RECORD, PREDICTIONS, SCORES, REPORT = "evaluation.json", "predictions.jsonl", "scores.json", "report.html"
@@ -103,7 +103,7 @@ def open_run(folder: Path, record: RunRecord) -> None:
         cure = f"name another --out, or remove {folder}"
         raise EvaluationError(f"holds predictions but no {RECORD} that says of what", row=str(folder), cure=cure)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(path, json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n")
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -119,13 +119,3 @@ def read_record(folder: Path) -> RunRecord:
         odd = sorted(names ^ set(data)) if isinstance(data, dict) else []
         raise EvaluationError(f"is not the record of an evaluation ({', '.join(odd)})", row=str(path), cure=cure)
     return RunRecord(**data)
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write `text` so that a kill leaves the old file or the new one, never half of one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -11,9 +11,10 @@ from typing import Any
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.comparisons import title
 from reasoning.evaluation.predictions import pool, read_predictions
-from reasoning.evaluation.record import PREDICTIONS, REPORT, SCORES, read_record, write_text_atomic
+from reasoning.evaluation.record import PREDICTIONS, REPORT, SCORES, read_record
 from reasoning.evaluation.report import write_report
 from reasoning.evaluation.score import score
+from reasoning.files import write_atomic
 
 
 def write_results(out: Path, folders: Sequence[Path], *, max_clips: int = 40) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def write_results(out: Path, folders: Sequence[Path], *, max_clips: int = 40) ->
     predictions = pool([read_predictions(folder / PREDICTIONS) for folder in folders])
     scores = score(predictions, records)
     out.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(out / SCORES, json.dumps(scores, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(out / SCORES, json.dumps(scores, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_report(out / REPORT, scores, [asdict(line) for line in predictions], Path(records[0].audio_root), max_clips)
     return scores
 

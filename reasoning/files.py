@@ -1,0 +1,28 @@
+"""The one way a finished file is written: whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from reasoning.errors import StorageError
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` so that a kill or a full disk leaves all of it or what `path` held before, and no partial file.
+
+    Text is UTF-8. Missing folders are made. Raises StorageError naming the file when the disk refuses.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}"
+        raise StorageError(what, row=str(path), cure="free space or choose another folder, then run again") from None
+    finally:
+        part.unlink(missing_ok=True)
