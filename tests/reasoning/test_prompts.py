@@ -35,7 +35,7 @@ def test_content_parts_hold_no_none_and_no_array():
 
 def test_emotions_are_listed_in_their_order():
     assert "anger, disgust, fear, happy, neutral, sad" in text()
-    assert "sad, anger." in text(emotions=EmotionSet(("sad", "anger")))
+    assert "sad, anger?" in text(emotions=EmotionSet(("sad", "anger")))
 
 
 def test_the_transcript_is_quoted_word_for_word():

@@ -77,7 +77,7 @@ def test_cached_and_direct_losses_and_gradients_agree(hearing):
         projector.grad = None
         loss = loaded.model(**inputs, labels=labels).loss
         loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
         gradients.append(projector.grad.clone())
     projector.requires_grad_(False)
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
