@@ -26,14 +26,17 @@ main() {
     heading "Model: Whisper's encoder, a projector, SmolLM2"
     equivox seed --out "$model"
 
+    # The embedded corpus has a fifth of the clips: more epochs over them, and fewer steps of GRPO.
+    local sft=() grpo=()
+    [ "$corpus" != studio ] || { sft=(--num_train_epochs 5) && grpo=(--max_steps 5 --save_steps 5); }
     for fold in $folds; do
         run="$runs/fold$fold"
         stage "Fold $fold, SFT: answers, and the KL to the votes" "$run/sft" \
             equivox sft --config launch/configs/sft.yaml --model_name_or_path "$model" --data "$data" --fold "$fold" \
-            --output_dir "$run/sft"
+            --output_dir "$run/sft" ${sft[@]+"${sft[@]}"}
         stage "Fold $fold, GRPO: sampled answers rewarded for closeness to the votes" "$run/grpo" \
             equivox grpo --config launch/configs/grpo.yaml --model_name_or_path "$model" --data "$data" --fold "$fold" \
-            --adapter "$run/sft" --output_dir "$run/grpo"
+            --adapter "$run/sft" --output_dir "$run/grpo" ${grpo[@]+"${grpo[@]}"}
         # The linear probe hears the same frozen encoder in every system, so one evaluation runs it.
         evaluate base --no-probe --controls none
         evaluate sft --adapter "$run/sft" --no-probe
