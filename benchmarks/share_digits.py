@@ -1,0 +1,47 @@
+"""python benchmarks/share_digits.py --data data/crema_d
+
+What does writing shares with one decimal or two cost? The mean jsd_bits and nll_bits between a corpus's votes and their
+own rounded shares, over all its clips. Writes benchmarks/results/share_digits.json and the table of docs/train.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from data_builders.rows import read_corpus
+from reasoning.distributions import entropy_bits, jsd_bits, nll_bits, normalize_votes
+from reasoning.files import write_atomic
+from reasoning.response import round_shares
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT, RESULTS = ROOT / "docs" / "train.md", ROOT / "benchmarks" / "results" / "share_digits.json"
+BEGIN, END = "<!-- share digits -->\n", "<!-- end -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "crema_d")
+    corpus = read_corpus(parser.parse_args().data)
+    votes = [clip.votes for clip in corpus.clips]
+    shares = normalize_votes(votes)
+    results = []
+    for digits in (1, 2):
+        written = np.array([round_shares(p.tolist(), digits) for p in shares]) / 10**digits
+        lost = nll_bits(votes, written) - entropy_bits(shares)
+        results.append({"digits": digits, "jsd_bits": jsd_bits(shares, written).mean(), "nll_bits_lost": lost.mean()})
+    record = {"corpus": corpus.info.name, "clips": len(votes), "fingerprint": corpus.fingerprint, "results": results}
+    write_atomic(RESULTS, json.dumps(record, indent=1) + "\n")
+    rows = [f"| {r['digits']} | {r['jsd_bits']:.5f} | {r['nll_bits_lost']:.4f} |" for r in results]
+    head = f"| decimals ({corpus.info.name}, {len(votes)} clips) | jsd_bits | nll_bits above the votes' own (flooring included) |"
+    table = "\n".join([head, "|---|---|---|", *rows, ""])
+    before, rest = DOCUMENT.read_text().split(BEGIN, 1)
+    write_atomic(DOCUMENT, before + BEGIN + "\n" + table + "\n" + END + rest.split(END, 1)[1])
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
