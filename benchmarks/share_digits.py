@@ -36,7 +36,8 @@ def main() -> None:
     record = {"corpus": corpus.info.name, "clips": len(votes), "fingerprint": corpus.fingerprint, "results": results}
     write_atomic(RESULTS, json.dumps(record, indent=1) + "\n")
     rows = [f"| {r['digits']} | {r['jsd_bits']:.5f} | {r['nll_bits_lost']:.4f} |" for r in results]
-    head = f"| decimals ({corpus.info.name}, {len(votes)} clips) | jsd_bits | nll_bits above the votes' own (flooring included) |"
+    counted = f"{corpus.info.name}, {len(votes)} clips"
+    head = f"| decimals ({counted}) | jsd_bits | nll_bits above the votes' own (flooring included) |"
     table = "\n".join([head, "|---|---|---|", *rows, ""])
     before, rest = DOCUMENT.read_text().split(BEGIN, 1)
     write_atomic(DOCUMENT, before + BEGIN + "\n" + table + "\n" + END + rest.split(END, 1)[1])

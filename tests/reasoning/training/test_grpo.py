@@ -70,10 +70,10 @@ def trainer(trained_checkpoint, tmp_path):
     ]  # fmt: skip
     loaded = add_adapter(load_model(trained_checkpoint.model), r=2, alpha=4, dropout=0.0, train_projector=False)
 
-    def make(reward=closeness, **options):
+    def make(reward=closeness, grpo=None, **options):
         args = GRPOConfig(
             str(tmp_path), per_device_train_batch_size=16, num_generations=4, max_completion_length=80, use_cpu=True,
-            bf16=False, activation_checkpointing=False, report_to=[], scale_rewards="none", seed=1,
+            bf16=False, activation_checkpointing=False, report_to=[], scale_rewards="none", seed=1, **(grpo or {}),
         )  # fmt: skip
         chosen = {"kl_weight": 0.0, "min_reward_spread": 0.0} | options
         prompter = Prompter(loaded, corpus.info.emotions)
@@ -199,6 +199,24 @@ def test_the_vote_kl_adds_its_weight_and_skips_answers_without_a_slot(trainer):
     assert 0 < kl < 0.5
     none = {**out, "slots": torch.full_like(out["slots"], -1)}
     assert t._compute_loss(t.model, none).item() == pytest.approx(plain, abs=1e-6)
+
+
+def test_the_reference_and_the_old_policy_hear_what_the_policy_hears(trainer):
+    """Before any update all three are one policy: a pass that missed the audio would show as KL or as a ratio."""
+    make, rows = trainer
+    t = make(grpo={"beta": 0.1, "num_iterations": 2})
+    t.model.train()
+    t.current_gradient_accumulation_steps = 1
+    out = t._generate_and_score_completions(batch_of(rows))
+    t._compute_loss(t.model, dict(out))
+    assert t._metrics["train"]["kl"][-1] == pytest.approx(0, abs=1e-6)
+    t._pass_rows = torch.tensor([row["row"] for row in batch_of(rows)])
+    ids = torch.cat([out["prompt_ids"], out["completion_ids"]], 1)
+    mask = torch.cat([out["prompt_mask"], out["completion_mask"]], 1)
+    with torch.no_grad():
+        now, _, _ = t._get_per_token_logps_and_entropies(t.model, ids, mask, out["completion_ids"].shape[1])
+    torch.testing.assert_close(out["old_per_token_logps"], now, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(out["ref_per_token_logps"], now, atol=1e-5, rtol=1e-4)
 
 
 def test_options_that_would_mislead_are_refused(trained_checkpoint, tmp_path):
