@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
+from threadpoolctl import threadpool_limits
 
 from reasoning.distributions import nll_bits, normalize_votes
 from reasoning.errors import EvaluationError
@@ -75,7 +76,10 @@ def fit_probe(features_ND: ArrayLike, votes_NK: ArrayLike, penalty: float) -> Li
         return value, np.concatenate([(standard.T @ error + penalty * weights).ravel(), error.sum(axis=0)])
 
     start = np.zeros((width + 1) * kinds)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 2000, "gtol": 1e-7, "ftol": 1e-12})
+    # Small products: beside torch's threads, BLAS threads that wait in a spin cost minutes where one takes a second.
+    options = {"maxiter": 2000, "gtol": 1e-7, "ftol": 1e-12}
+    with threadpool_limits(1):
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
     if not found.success:
         raise EvaluationError(f"the probe's solver stopped early: {found.message}", field=f"penalty {penalty}")
     return LinearProbe(found.x[:-kinds].reshape(width, kinds), found.x[-kinds:], mean, scale, penalty)
