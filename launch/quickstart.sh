@@ -53,7 +53,7 @@ evaluate() { # SYSTEM [OPTIONS]: the fold's held-out speakers, heard by one syst
     shift
     stage "Fold $fold, evaluation of $system on speakers never trained on" "$out" \
         equivox evaluate --model "$model" "$@" --data "$data" --fold "$fold" --name "$system" --out "$out"
-    evaluations+=("$out")
+    evaluations=("$out" ${evaluations[@]+"${evaluations[@]}"}) # the report opens with the first: the last one trained
 }
 
 read_options() {
