@@ -81,12 +81,23 @@ def parse(kinds: tuple[type, ...], argv: list[str] | None, command: str, about: 
     arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     _check_yaml(kinds, arguments)
     parser = _Parser(cast(Any, kinds), prog=command, description=about)
+    _check_options(parser, arguments)
     try:
         return parser.parse_args_and_config(arguments)
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(str(error).split("\n")[0], cure=f"{command} --help lists the options") from None
+
+
+def _check_options(parser: _Parser, arguments: list[str]) -> None:
+    """Raise ConfigError on an unknown option before any value is judged: a misspelt --config would hide behind them."""
+    known = [option for action in parser._actions for option in action.option_strings] + ["--config"]
+    for option in (a.split("=", 1)[0] for a in arguments if a.startswith("--")):
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            cure = f"did you mean {near[0]}?" if near else f"{parser.prog} --help lists the options"
+            raise ConfigError("is not a known option", field=option, cure=cure)
 
 
 def _check_yaml(kinds: tuple[type, ...], arguments: list[str]) -> None:

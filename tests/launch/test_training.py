@@ -27,3 +27,10 @@ def test_a_rank_that_believes_it_is_alone_is_stopped(monkeypatch):
     check_ranks(SimpleNamespace(world_size=2))
     with pytest.raises(ConfigError, match=r"2 ranks were launched, but this one sees 1\. To mend: set use_cpu: true"):
         check_ranks(SimpleNamespace(world_size=1))
+
+
+def test_a_misspelt_option_is_named_before_any_value_is_judged():
+    from launch.sft import main
+
+    with pytest.raises(ConfigError, match=r"--confg: is not a known option\. To mend: did you mean --config\?"):
+        main(["--confg", "launch/configs/sft.yaml"])
