@@ -6,7 +6,7 @@ Trains an adapter further on rewards of its own sampled answers; the same comman
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +53,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
     """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
-    from launch.training import check_grpo, load_for_training, resolved, training_rows
+    from launch.training import check_grpo, load_for_training, open_run, training_rows
     from reasoning.models.prompter import Prompter
     from reasoning.training.grpo import AudioGRPOTrainer
-    from reasoning.training.run_folder import RunRecorder, finish_run, is_finished, last_whole_checkpoint, start_run
+    from reasoning.training.run_folder import RunRecorder, finish_run, last_whole_checkpoint
     from rewards.loading import load_rewards
 
     functions = load_rewards(reward.rewards)
     check_grpo(args, len(functions))
     folder = Path(args.output_dir)
     emotions, rows = training_rows(data)
-    if args.process_index == 0:
-        start_run(folder, resolved(asdict(data), asdict(model), asdict(reward), args.to_dict()))
-    if is_finished(folder):
-        print(f"{folder} already holds the finished adapter; nothing to do")
+    if not open_run(args, data, model, reward):
         return
     loaded = load_for_training(model, args)
     trainer = AudioGRPOTrainer(

@@ -6,7 +6,7 @@ Trains a LoRA adapter on written answers and on the votes; the same command resu
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +49,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> None:
     """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
-    from launch.training import load_for_training, resolved, training_rows
+    from datasets import Dataset
+
+    from launch.training import load_for_training, open_run, training_rows
     from reasoning.models.prompter import Prompter
     from reasoning.training.collate import AnswerCollator
-    from reasoning.training.run_folder import RunRecorder, finish_run, is_finished, last_whole_checkpoint, start_run
-    from reasoning.training.sft import AmbiguitySFTTrainer, rows_dataset
+    from reasoning.training.run_folder import RunRecorder, finish_run, last_whole_checkpoint
+    from reasoning.training.sft import AmbiguitySFTTrainer
 
     folder = Path(args.output_dir)
     emotions, rows = training_rows(data)
-    if args.process_index == 0:
-        start_run(folder, resolved(asdict(data), asdict(model), asdict(ambiguity), args.to_dict()))
-    if is_finished(folder):
-        print(f"{folder} already holds the finished adapter; nothing to do")
+    if not open_run(args, data, model, ambiguity):
         return
     loaded = load_for_training(model, args)
     collator = AnswerCollator(
@@ -76,7 +75,7 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
         collator,
         kl_weight=ambiguity.kl_weight,
         args=args,
-        train_dataset=rows_dataset(rows),
+        train_dataset=Dataset.from_list(rows),
         callbacks=[RunRecorder(folder, loaded)],
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))

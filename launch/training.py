@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from launch.arguments import DataArguments, ModelArguments
 from reasoning.emotions import EmotionSet
 from reasoning.errors import ConfigError, CorpusError
 from reasoning.models.loading import Loaded, add_adapter, load_model
+from reasoning.training.run_folder import is_finished, start_run
 
 UNRECORDED = ("output_dir", "logging_dir", "local_rank", "hub_token", "run_name", "disable_tqdm", "report_to")
 """Options that may differ between a run and its continuation."""
@@ -40,6 +42,17 @@ def training_rows(data: DataArguments) -> tuple[EmotionSet, list[dict[str, Any]]
         for clip in clips
     ]
     return emotions, rows
+
+
+def open_run(args: Any, *options: Any) -> bool:
+    """Start or continue the run in args.output_dir under these options; False where it is already finished."""
+    folder = Path(args.output_dir)
+    if args.process_index == 0:
+        start_run(folder, resolved(*map(asdict, options), args.to_dict()))
+    if is_finished(folder):
+        print(f"{folder} already holds the finished adapter; nothing to do")
+        return False
+    return True
 
 
 def load_for_training(model: ModelArguments, args: Any) -> Loaded:

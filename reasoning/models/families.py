@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,8 +104,3 @@ def family_of(config: PretrainedConfig) -> Family:
             cure="add a Family in reasoning/models/families.py",
         )
     return FAMILIES[config.model_type]
-
-
-def matches_targets(pattern: str, names: Sequence[str]) -> list[str]:
-    """The module names that a `target_modules` pattern adapts (peft matches the whole name)."""
-    return [name for name in names if re.fullmatch(pattern, name)]

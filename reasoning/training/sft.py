@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
@@ -83,8 +82,3 @@ class _NewVotesEachEpoch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.collator.epoch = int(state.epoch or 0)
-
-
-def rows_dataset(clips: list[dict[str, Any]]) -> Dataset:
-    """Clip rows as a flat Dataset: no typed content parts, which Arrow would fill with phantom audio."""
-    return Dataset.from_list(clips)

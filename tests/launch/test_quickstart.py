@@ -83,9 +83,8 @@ def test_the_options_are_the_ones_that_evaluate_and_score_take(clone: Clone):
     from launch.evaluate import parser
 
     _, calls = clone.quickstart()
-    for call in calls:
-        if call.startswith("evaluate "):
-            parser().parse_args(call.split()[1:])
+    asked = [parser().parse_args(call.split()[1:]) for call in calls if call.startswith("evaluate ")]
+    assert [options.name for options in asked] == ["base", "sft", "grpo"]
 
 
 def test_a_second_run_keeps_what_is_finished(clone: Clone):

@@ -16,6 +16,7 @@ from reasoning.evaluation.metrics import LOWER_IS_BETTER, METRICS, PROPER
 from reasoning.evaluation.report import panels, views
 from reasoning.evaluation.report.clips import clip_cards
 from reasoning.evaluation.report.verdict import READS, interval, number, reading, tiles, verdict
+from reasoning.files import write_atomic
 
 PACKAGE = "reasoning.evaluation.report"
 
@@ -32,14 +33,11 @@ def write_report(
     predictions: the parsed lines of predictions.jsonl; test lines of the models are shown. audio_root: what their
     `audio` paths are relative to. max_clips: clips with a player and the model's words (0: none). Everything that
     comes from data or model is escaped. Raises EvaluationError on missing keys, AudioError on audio that cannot be
-    read; nothing is written then.
+    read, StorageError on a full disk; nothing is written then.
     """
     html = render(scores, predictions, audio_root, max_clips)
-    out_html.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out_html.with_name(out_html.name + ".part")
     # Lone surrogates are legal in JSON strings and impossible in UTF-8: they become "?".
-    temporary.write_bytes(html.encode("utf-8", errors="replace"))
-    temporary.replace(out_html)
+    write_atomic(out_html, html.encode("utf-8", errors="replace"))
 
 
 def render(
