@@ -46,6 +46,9 @@ class ModelArguments:
     model_name_or_path: str = field(default="models/seed", metadata={"help": "Folder of a Qwen2-Audio checkpoint."})
     adapter: str | None = field(default=None, metadata={"help": "Folder of an adapter to train further."})
     dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa or flash_attention_2; transformers' own choice by default."}
+    )
     lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapter."})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scale; the update is multiplied by alpha / r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})

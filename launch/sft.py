@@ -27,7 +27,17 @@ class AmbiguityArguments:
         metadata={"help": "Digits that written shares are rounded to, 1 or 2. One is easier to keep to a sum of 1."},
     )
 
+    shares_from: str = field(
+        default="votes",
+        metadata={
+            "help": "What the written shares say: votes, or readout, the model's own at the vote slot, which the KL "
+            "pulls to the votes. A small model's likeliest string of votes is sharper than its belief (docs/train.md)."
+        },
+    )
+
     def __post_init__(self) -> None:
+        if self.shares_from not in ("votes", "readout"):
+            raise ConfigError(f"is {self.shares_from!r}, expected votes or readout", field="shares_from")
         if self.share_digits not in (1, 2):
             raise ConfigError(f"is {self.share_digits}, expected 1 or 2", field="share_digits")
         if self.kl_weight < 0:
@@ -49,8 +59,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> None:
     """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
-    from datasets import Dataset
-
     from launch.training import load_for_training, open_run, training_rows
     from reasoning.models.prompter import Prompter
     from reasoning.training.collate import AnswerCollator
@@ -73,9 +81,10 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
     trainer = AmbiguitySFTTrainer(
         loaded,
         collator,
+        rows=rows,
         kl_weight=ambiguity.kl_weight,
+        shares_from=ambiguity.shares_from,
         args=args,
-        train_dataset=Dataset.from_list(rows),
         callbacks=[RunRecorder(folder, loaded)],
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))

@@ -64,6 +64,7 @@ def load_for_training(model: ModelArguments, args: Any) -> Loaded:
         model.adapter,
         trainable=True,
         dtype=getattr(torch, model.dtype),
+        attn_implementation=model.attn_implementation,
         trust_remote_code=args.trust_remote_code,
     )
     if model.adapter is not None:

@@ -27,7 +27,7 @@ class AnswerOutput(ModelOutput):
     """What a forward with `answer_head=True` returns.
 
     logps: (B, L) log-probability of each label token given what stands before it, 0 where the label is -100.
-    entropy: (B, L) nats, no gradient, 0 there too. top1: (B, L) whether the label is the likeliest token.
+    entropy: (B, L) nats, no gradient, 0 there too; None unless asked for. top1: (B, L) whether the label is likeliest.
     label_logits: (B, K) logits of the labels at `slots`, float32; None without slots. label_mass: (B,) log-probability
     that the token at the slot is any of the labels.
     """
@@ -49,7 +49,7 @@ class Completions:
 
 
 def add_answer_head(model: PreTrainedModel, label_ids: Sequence[int]) -> None:
-    """Let `model(..., answer_head=True, labels=, slots=, temperature=, completions=)` return an AnswerOutput.
+    """Let `model(..., answer_head=True, labels=, slots=, temperature=, entropy=, completions=)` return an AnswerOutput.
 
     labels: (B, L) token ids, -100 where nothing is asked. slots: (B,) position of the vote, L if it comes next.
     temperature divides the logits of `logps` and `entropy`, never those of the labels. completions: the inputs are
@@ -66,7 +66,7 @@ def add_answer_head(model: PreTrainedModel, label_ids: Sequence[int]) -> None:
         if not answer_head:
             return original(*args, **kwargs)
         labels, slots = kwargs.pop("labels", None), kwargs.pop("slots", None)
-        temperature = kwargs.pop("temperature", 1.0)
+        temperature, entropy = kwargs.pop("temperature", 1.0), kwargs.pop("entropy", False)
         completions = kwargs.pop("completions", None)
         # before[:, i] is the state that predicts token i; the last one predicts what would come next.
         if completions is None:
@@ -77,7 +77,8 @@ def add_answer_head(model: PreTrainedModel, label_ids: Sequence[int]) -> None:
         lm_head = cast(nn.Module, self.get_output_embeddings())
         output = AnswerOutput()
         if labels is not None:
-            output.logps, output.entropy, output.top1 = _label_tokens(before, lm_head, labels, temperature)
+            output.logps, output.top1, *rest = _label_tokens(before, lm_head, labels, temperature, entropy)
+            output.entropy = rest[0] if entropy else None
         if slots is not None:
             rows = torch.arange(before.shape[0], device=before.device)
             logits = lm_head(before[rows, slots.to(before.device)]).float()
@@ -108,13 +109,15 @@ def _states_before_completions(model: PreTrainedModel, completions: Completions,
     return torch.cat([last[completions.prompt_of][:, None], answers], dim=1)
 
 
-def _label_tokens(before: Tensor, lm_head: nn.Module, labels: Tensor, temperature: float) -> tuple[Tensor, ...]:
-    """(logps, entropy, top1), each (B, L), of the labels given the states (B, L + 1) before them."""
+def _label_tokens(
+    before: Tensor, lm_head: nn.Module, labels: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, ...]:
+    """(logps, top1) and, if asked, entropy, each (B, L), of the labels given the states (B, L + 1) before them."""
     asked = labels != -100
     states, targets = before[:, :-1][asked], labels[asked]
     parts = []
     for start in range(0, max(len(targets), 1), CHUNK):
-        chunk = states[start : start + CHUNK], lm_head, targets[start : start + CHUNK], temperature
+        chunk = states[start : start + CHUNK], lm_head, targets[start : start + CHUNK], temperature, entropy
         keep = len(targets) <= CHUNK or not torch.is_grad_enabled()
         parts.append(_scores(*chunk) if keep else checkpoint(_scores, *chunk, use_reentrant=False))
     flat = [torch.cat(column) for column in zip(*parts, strict=True)]
@@ -122,10 +125,15 @@ def _label_tokens(before: Tensor, lm_head: nn.Module, labels: Tensor, temperatur
     return tuple(values.new_zeros(labels.shape).masked_scatter(asked, values) for values in flat)
 
 
-def _scores(states: Tensor, lm_head: nn.Module, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    logs = torch.log_softmax(lm_head(states).float() / temperature, dim=-1)
-    chosen = logs.gather(-1, targets[:, None]).squeeze(-1)
+def _scores(
+    states: Tensor, lm_head: nn.Module, targets: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, ...]:
+    logits = lm_head(states).float()
+    logits = logits if temperature == 1 else logits / temperature
+    chosen = -nn.functional.cross_entropy(logits, targets, reduction="none")
     with torch.no_grad():
-        entropy = -(logs.exp() * logs).sum(-1)
-        top1 = (logs.argmax(-1) == targets).float()
-    return chosen, entropy, top1
+        top1 = (logits.argmax(-1) == targets).float()
+        if not entropy:
+            return chosen, top1
+        logs = torch.log_softmax(logits, dim=-1)
+        return chosen, top1, -(logs.exp() * logs).sum(-1)

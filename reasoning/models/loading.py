@@ -82,6 +82,7 @@ def load_model(
     trainable: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> Loaded:
     """The checkpoint folder at `path`, frozen and in eval mode, with `adapter` on it if given.
@@ -101,7 +102,11 @@ def load_model(
     if adapter is not None:
         check_adapter(Path(adapter), path, mark)
     model = AutoModelForMultimodalLM.from_pretrained(
-        path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        path,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
     )
     processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
     model.requires_grad_(False)

@@ -1,6 +1,6 @@
 """From clip rows to SFT batches: the prompt, its audio, the response with its labels, and the vote slot.
 
-Rows are dicts with `id`, `audio` (absolute path), `transcript` and `votes`.
+Rows are dicts with `row` (their number), `id`, `audio` (absolute path), `transcript` and `votes`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class AnswerCollator:
     """Rows -> one SFT batch. Set `epoch` before each epoch; it decides which listener's vote is written.
 
     Returned keys: input_ids, attention_mask, labels (B, L): IGNORE on prompt, padding and the vote's tokens;
-    input_features, feature_attention_mask: the audio; slots (B,): position of the vote's token; votes (B, K).
+    input_features, feature_attention_mask: the audio; slots (B,): position of the vote's token; votes (B, K); and rows
+    (B,), each row's `row`, its place in the data.
     Runs in the main process (dataloader_num_workers 0): the memory it fills lives there.
     """
 
@@ -54,9 +55,11 @@ class AnswerCollator:
         self.share_digits, self.max_length = share_digits, max_length
         self.epoch = 0
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Row], shares_BK: Sequence[Sequence[float]] | None = None) -> dict[str, Tensor]:
+        """shares_BK: distributions to write as Shares instead of the rows' votes."""
         heard = self.memory.hear([Path(r["audio"]) for r in rows], [r["id"] for r in rows])
-        made = [self._one(row, h) for row, h in zip(rows, heard, strict=True)]
+        shares_BK = shares_BK or [normalize_votes(row["votes"])[0].tolist() for row in rows]
+        made = [self._one(*each) for each in zip(rows, heard, shares_BK, strict=True)]
         longest = max(len(ids) for ids, _, _ in made)
         pad = self.prompter.pad_id
         # Right-padded: the slot's position is then the same in every layer's view of the row.
@@ -66,15 +69,15 @@ class AnswerCollator:
             "labels": torch.tensor([lab + [IGNORE] * (longest - len(lab)) for _, lab, _ in made]),
             "slots": torch.tensor([slot for _, _, slot in made]),
             "votes": torch.tensor([list(r["votes"]) for r in rows], dtype=torch.float32),
+            "rows": torch.tensor([r["row"] for r in rows]),
             **batch_heard(heard),
         }
 
-    def _one(self, row: Row, heard: Heard) -> tuple[list[int], list[int], int]:
+    def _one(self, row: Row, heard: Heard, shares: Sequence[float]) -> tuple[list[int], list[int], int]:
         """(input ids, labels, slot position) of one row."""
         prompter = self.prompter
         prompt = prompter.prompt_ids(row["transcript"], heard, self.level)
         vote = drawn_vote(row, prompter.emotions, self.seed, self.epoch)
-        shares = normalize_votes(row["votes"])[0].tolist()
         text = write_response(shares, vote, prompter.emotions, row.get("thinking"), self.share_digits)
         response = [*prompter.encode(text), prompter.eos_id]
         slot = prompter.slot_of(response)

@@ -207,6 +207,7 @@ class AudioGRPOTrainer(GRPOTrainer):
                 logits_to_keep,
                 self._pass_rows[i : i + step],
                 None if self._pass_slots is None else self._pass_slots[i : i + step],
+                compute_entropy,
             )
             for i in range(0, input_ids.size(0), step)
         ]
@@ -219,7 +220,16 @@ class AudioGRPOTrainer(GRPOTrainer):
     _pass_slots: Tensor | None = None
     _label_logits: Tensor | None = None
 
-    def _answers(self, model: Any, ids: Tensor, mask: Tensor, keep: int, rows: Tensor, slots: Tensor | None) -> Any:
+    def _answers(
+        self,
+        model: Any,
+        ids: Tensor,
+        mask: Tensor,
+        keep: int,
+        rows: Tensor,
+        slots: Tensor | None,
+        entropy: bool,
+    ) -> Any:
         """The answer head's output on completions, each distinct clip's prompt computed once."""
         distinct, prompt_of = torch.unique(rows, return_inverse=True)
         prompt_of = prompt_of.to(ids.device)
@@ -235,6 +245,7 @@ class AudioGRPOTrainer(GRPOTrainer):
                 labels=completions.ids.masked_fill(completions.mask == 0, -100),
                 slots=None if slots is None else slots.clamp(min=0),
                 temperature=self.temperature,
+                entropy=entropy,
                 answer_head=True,
             )
 

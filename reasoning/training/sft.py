@@ -7,9 +7,11 @@ collator of ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
@@ -23,17 +25,30 @@ from reasoning.training.objective import vote_kl_nats
 class AmbiguitySFTTrainer(SFTTrainer):
     """SFTTrainer whose loss is the response's cross-entropy plus `kl_weight` times the KL of the votes at the slot.
 
-    train_dataset: rows as training/collate.py takes them. Logged: `ce` (nats per response token), `vote_kl` (nats per
-    clip), `mean_token_accuracy`, each a mean over the logged steps and all ranks.
+    rows: as training/collate.py takes them. shares_from: what the written Shares say, `votes` or `readout`: what the
+    model itself reads out at the slot in that step. Logged: `ce` (nats per response token), `vote_kl` (nats per clip),
+    `mean_token_accuracy`, each a mean over the logged steps and all ranks.
     """
 
-    def __init__(self, loaded: Loaded, collator: AnswerCollator, *, kl_weight: float, args: SFTConfig, **kwargs: Any):
+    def __init__(
+        self,
+        loaded: Loaded,
+        collator: AnswerCollator,
+        *,
+        rows: Sequence[dict[str, Any]],
+        kl_weight: float,
+        shares_from: str,
+        args: SFTConfig,
+        **kwargs: Any,
+    ) -> None:
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.remove_unused_columns = False
-        self._kl_weight = kl_weight
+        self._collator, self._kl_weight, self._shares_from = collator, kl_weight, shares_from
+        self._rows = [{**row, "row": i} for i, row in enumerate(rows)]
         super().__init__(
             model=loaded.model,
             args=args,
+            train_dataset=Dataset.from_list(self._rows),
             data_collator=collator,
             processing_class=loaded.tokenizer,
             callbacks=[_NewVotesEachEpoch(collator), *kwargs.pop("callbacks", [])],
@@ -52,6 +67,9 @@ class AmbiguitySFTTrainer(SFTTrainer):
     ) -> Any:
         """CE + kl_weight * KL from one forward; the CE is a mean over the step's tokens, the KL over its clips."""
         mode = "train" if self.model.training else "eval"
+        if self._shares_from == "readout":
+            inputs = self._write_what_is_read_out(model, inputs)
+        del inputs["rows"]
         votes, asked = inputs.pop("votes"), inputs["labels"] != -100
         output = model(**inputs, answer_head=True)
         tokens = asked.sum()
@@ -66,6 +84,16 @@ class AmbiguitySFTTrainer(SFTTrainer):
             loss = ce + self._kl_weight * kl / self.current_gradient_accumulation_steps
         self._log_means(mode, ce_sum.detach(), output.top1.sum(), tokens, kl.detach())
         return (loss, output) if return_outputs else loss
+
+    @torch.no_grad()
+    def _write_what_is_read_out(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The same batch with Shares that say what the model reads out at the slot, which comes before them."""
+        slots = inputs["slots"]
+        names = ("input_features", "feature_attention_mask")
+        before = {name: inputs[name][:, : int(slots.max())] for name in ("input_ids", "attention_mask")}
+        output = model(**before, **{name: inputs[name] for name in names}, slots=slots, answer_head=True)
+        shares_BK = torch.softmax(output.label_logits, dim=-1).tolist()
+        return self._prepare_inputs(self._collator([self._rows[i] for i in inputs["rows"].tolist()], shares_BK))
 
     def _log_means(self, mode: str, ce_sum: Tensor, top1: Tensor, tokens: Tensor, kl: Tensor) -> None:
         sums = self.accelerator.reduce(torch.stack([ce_sum, top1, tokens.to(ce_sum), kl, torch.ones_like(kl)]))
