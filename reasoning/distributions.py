@@ -135,6 +135,26 @@ def tvd(p_NK: ArrayLike, q_NK: ArrayLike) -> Array:
     return 0.5 * np.abs(p - q).sum(axis=1)
 
 
+def earth_mover(p_NK: ArrayLike, q_NK: ArrayLike, points_KD: ArrayLike) -> Array:
+    """Earth mover's distance, the least (share moved) x (Euclidean way) that turns q into p, shape (N,).
+
+    points_KD: where each emotion lies, so the unit is theirs; 0 (equal) to the distance of the two farthest points.
+    Solved as a linear program by scipy, about 10 ms a row. Raises DistributionError where the points are not K finite
+    ones. Rubner, Tomasi and Guibas (2000), Int. J. Computer Vision 40(2). The first Wasserstein distance.
+
+    >>> float(earth_mover([[1, 0, 0]], [[0, 0.5, 0.5]], [[0, 0], [3, 4], [0, 1]])[0])
+    3.0
+    """
+    from scipy.stats import wasserstein_distance_nd  # half a second to import, and only this function needs it
+
+    p, q = _pair(p_NK, q_NK)
+    points = np.asarray(points_KD, dtype=np.float64)
+    if points.ndim != 2 or len(points) != p.shape[1] or not np.isfinite(points).all():
+        raise DistributionError(f"has shape {points.shape}, expected {p.shape[1]} finite points", field="points")
+    rows = zip(*np.broadcast_arrays(p, q), strict=True)
+    return np.array([max(wasserstein_distance_nd(points, points, a, b), 0.0) for a, b in rows])
+
+
 def kl_bits(p_NK: ArrayLike, q_NK: ArrayLike, floor: float = SHARE_FLOOR) -> Array:
     """Kullback-Leibler divergence KL(p || q) in bits, q floored by `floor_shares`: 0 upward, shape (N,).
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from reasoning.emotions import EmotionSet
-from reasoning.response import read_response
-from rewards.completions import texts
+from rewards.completions import readings
 
 
 def format(completions: Sequence[Any], emotions: Sequence[Sequence[str]], **columns: Any) -> list[float]:
-    """1 for a completion that `read_response` reads without a problem, else 0.
+    """1 for a completion that `read_response` reads without a problem, else 0. Prior: 1.000.
 
     A constant, well-formed answer earns the ceiling, 1: it teaches the grammar and nothing about the clip, so weigh it
     well under `closeness`, which already gives an unreadable answer its floor.
     """
-    return [
-        0.0 if read_response(text, EmotionSet(tuple(names))).problems else 1.0
-        for text, names in zip(texts(completions), emotions, strict=True)
-    ]
+    return [0.0 if reading.problems else 1.0 for reading in readings(completions, emotions)]

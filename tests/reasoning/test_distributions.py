@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 from scipy.spatial.distance import cosine as cosine_distance
 from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr, softmax
-from scipy.stats import entropy, pearsonr
+from scipy.stats import entropy, pearsonr, wasserstein_distance
 
 from reasoning import distributions as d
 from reasoning.errors import DistributionError
@@ -127,6 +128,52 @@ def test_scores_stay_in_their_documented_ranges(p, q):
     assert 0 <= d.r2_aer_llm(p, q)[0] <= 1 + 1e-12
     assert 0 <= d.entropy_bits(p)[0] <= math.log2(K) + 1e-12
     assert 0 <= d.kl_bits(p, q)[0] <= -math.log2(d.SHARE_FLOOR / (1 + (K - 1) * d.SHARE_FLOOR))
+
+
+POINTS = np.array([[-0.5, 0.6], [-0.6, 0.3], [-0.6, 0.6], [0.8, 0.5], [0.0, 0.0], [-0.6, -0.3]])
+
+
+def cheapest_moves(p: Row, q: Row, points: np.ndarray) -> float:
+    """The transport problem itself, every move a variable; the function solves its dual."""
+    ways = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    n = len(p)
+    sums = np.concatenate([np.kron(np.eye(n), np.ones(n)), np.kron(np.ones(n), np.eye(n))])
+    return float(linprog(ways.ravel(), A_eq=sums, b_eq=[*q, *p]).fun)
+
+
+def test_the_earth_mover_pays_what_the_cheapest_moves_cost_in_the_plane_and_on_a_line():
+    p, q = random_rows(12, seed=5), random_rows(12, seed=6)
+    expected = [cheapest_moves(a, b, POINTS) for a, b in zip(p.tolist(), q.tolist(), strict=True)]
+    np.testing.assert_allclose(d.earth_mover(p, q, POINTS), expected, atol=1e-9)
+    line = [0.0, 1, 2, 4, 7, 7.5]
+    on_line = [wasserstein_distance(line, line, a, b) for a, b in zip(p, q, strict=True)]
+    np.testing.assert_allclose(d.earth_mover(p, q, [[x, 0.0] for x in line]), on_line, atol=1e-9)
+
+
+def test_the_earth_mover_pays_total_variation_where_all_points_are_one_apart():
+    p, q = random_rows(8, seed=7), random_rows(8, seed=8)
+    np.testing.assert_allclose(d.earth_mover(p, q, np.eye(K) / math.sqrt(2)), d.tvd(p, q), atol=1e-9)
+
+
+@settings(max_examples=25)
+@given(distribution(), distribution(), distribution())
+def test_the_earth_mover_is_a_metric_within_the_farthest_pair(p, q, r):
+    def way(a: Row, b: Row) -> float:
+        return float(d.earth_mover(a, b, POINTS)[0])
+
+    farthest = np.linalg.norm(POINTS[:, None] - POINTS[None], axis=-1).max()
+    assert 0 <= way(p, q) <= farthest + 1e-9
+    assert way(p, p) == pytest.approx(0, abs=1e-9)
+    assert way(p, q) == pytest.approx(way(q, p), abs=1e-9)
+    assert way(p, r) <= way(p, q) + way(q, r) + 1e-9
+
+
+def test_the_earth_mover_compares_many_rows_with_one_and_refuses_points_that_do_not_fit():
+    p = random_rows(3)
+    np.testing.assert_allclose(d.earth_mover(p, p[1], POINTS)[1], 0, atol=1e-9)
+    for points in (POINTS[:5], POINTS[:, 0], np.where(POINTS == 0, math.nan, POINTS)):
+        with pytest.raises(DistributionError, match="6 finite points"):
+            d.earth_mover(p, p, points)
 
 
 @given(distribution())

@@ -1,0 +1,57 @@
+"""What the docstrings say a deaf constant earns is what it earns on the official votes."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import inspect
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reasoning.distributions import normalize_votes
+from reasoning.emotions import CREMA_D
+from reasoning.response import write_response
+from rewards.loading import load_reward
+
+NAMES = CREMA_D.names
+RECORD = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "reward_floors.json").read_text())
+SLOW = {"distribution:earth_mover_closeness"}
+
+
+def documented(name: str) -> float:
+    found = re.search(r"Prior: (\d\.\d{3})", str(load_reward(f"rewards.{name}").__doc__))
+    assert found, f"{name} does not say what the prior earns"
+    return float(found[1])
+
+
+def test_every_reward_of_the_package_is_measured():
+    defined = set()
+    for file in (Path(__file__).parents[2] / "rewards").glob("*.py"):
+        for name, value in vars(importlib.import_module(f"rewards.{file.stem}")).items():
+            if inspect.isfunction(value) and {"completions", "columns"} <= set(inspect.signature(value).parameters):
+                defined.add(f"{file.stem}:{name}")
+    assert defined == set(RECORD["means"])
+
+
+@pytest.mark.parametrize("name", RECORD["means"])
+def test_the_docstring_says_what_was_measured(name):
+    assert documented(name) == pytest.approx(RECORD["means"][name]["prior"], abs=5.1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else []) for n in RECORD["means"]]
+)
+def test_the_prior_earns_what_is_documented_on_the_official_votes(name, shared_crema_d):
+    with (shared_crema_d / "processedResults" / "tabulatedVotes.csv").open() as stream:
+        votes = [tuple(int(r[k]) for k in "ADFHNS") for r in csv.DictReader(stream) if r[""].startswith("1")]
+    assert len(votes) == RECORD["clips"]
+    prior = normalize_votes(votes).mean(axis=0)
+    kinds = Counter(votes)
+    text = write_response(prior.tolist(), NAMES[int(prior.argmax())], CREMA_D)
+    earned = load_reward(f"rewards.{name}")([text] * len(kinds), votes=list(kinds), emotions=[NAMES] * len(kinds))
+    assert np.average(earned, weights=list(kinds.values())) == pytest.approx(documented(name), abs=5.1e-4)
