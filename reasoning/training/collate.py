@@ -1,6 +1,6 @@
 """From clip rows to SFT batches: the prompt, its audio, the response with its labels, and the vote slot.
 
-Rows are dicts with `row` (their number), `id`, `audio` (absolute path), `transcript` and `votes`.
+Rows are dicts with `id`, `audio` (absolute path), `transcript` and `votes`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ class AnswerCollator:
     """Rows -> one SFT batch. Set `epoch` before each epoch; it decides which listener's vote is written.
 
     Returned keys: input_ids, attention_mask, labels (B, L): IGNORE on prompt, padding and the vote's tokens;
-    input_features, feature_attention_mask: the audio; slots (B,): position of the vote's token; votes (B, K); and rows
-    (B,), each row's `row`, its place in the data.
+    input_features, feature_attention_mask: the audio; slots (B,): position of the vote's token; votes (B, K).
     Runs in the main process (dataloader_num_workers 0): the memory it fills lives there.
     """
 
@@ -69,7 +68,6 @@ class AnswerCollator:
             "labels": torch.tensor([lab + [IGNORE] * (longest - len(lab)) for _, lab, _ in made]),
             "slots": torch.tensor([slot for _, _, slot in made]),
             "votes": torch.tensor([list(r["votes"]) for r in rows], dtype=torch.float32),
-            "rows": torch.tensor([r["row"] for r in rows]),
             **batch_heard(heard),
         }
 

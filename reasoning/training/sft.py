@@ -49,7 +49,7 @@ class AmbiguitySFTTrainer(SFTTrainer):
             model=loaded.model,
             args=args,
             train_dataset=Dataset.from_list(self._rows),
-            data_collator=collator,
+            data_collator=self._collate,
             processing_class=loaded.tokenizer,
             callbacks=[_NewVotesEachEpoch(collator), *kwargs.pop("callbacks", [])],
             **kwargs,
@@ -67,9 +67,9 @@ class AmbiguitySFTTrainer(SFTTrainer):
     ) -> Any:
         """CE + kl_weight * KL from one forward; the CE is a mean over the step's tokens, the KL over its clips."""
         mode = "train" if self.model.training else "eval"
+        rows = inputs.pop("rows")
         if self._shares_from == "readout":
-            inputs = self._write_what_is_read_out(model, inputs)
-        del inputs["rows"]
+            inputs = self._write_what_is_read_out(model, inputs, rows)
         votes, asked = inputs.pop("votes"), inputs["labels"] != -100
         output = model(**inputs, answer_head=True)
         tokens = asked.sum()
@@ -85,15 +85,18 @@ class AmbiguitySFTTrainer(SFTTrainer):
         self._log_means(mode, ce_sum.detach(), output.top1.sum(), tokens, kl.detach())
         return (loss, output) if return_outputs else loss
 
+    def _collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        return {**self._collator(rows), "rows": torch.tensor([row["row"] for row in rows])}
+
     @torch.no_grad()
-    def _write_what_is_read_out(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _write_what_is_read_out(self, model: Any, inputs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
         """The same batch with Shares that say what the model reads out at the slot, which comes before them."""
         slots = inputs["slots"]
         names = ("input_features", "feature_attention_mask")
         before = {name: inputs[name][:, : int(slots.max())] for name in ("input_ids", "attention_mask")}
         output = model(**before, **{name: inputs[name] for name in names}, slots=slots, answer_head=True)
         shares_BK = torch.softmax(output.label_logits, dim=-1).tolist()
-        return self._prepare_inputs(self._collator([self._rows[i] for i in inputs["rows"].tolist()], shares_BK))
+        return self._prepare_inputs(self._collator([self._rows[i] for i in rows.tolist()], shares_BK))
 
     def _log_means(self, mode: str, ce_sum: Tensor, top1: Tensor, tokens: Tensor, kl: Tensor) -> None:
         sums = self.accelerator.reduce(torch.stack([ce_sum, top1, tokens.to(ce_sum), kl, torch.ones_like(kl)]))

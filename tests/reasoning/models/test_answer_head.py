@@ -51,7 +51,7 @@ def test_log_probabilities_entropy_and_gradients_equal_those_of_the_full_logits(
     _, chosen, entropy = naive(loaded, batch, 0.7)
     (expected,) = torch.autograd.grad(chosen.sum(), weight)
     add_answer_head(loaded.base, prompter.label_ids)
-    out = loaded.base(**batch, answer_head=True, temperature=0.7)
+    out = loaded.base(**batch, answer_head=True, temperature=0.7, entropy=True)
     (gradient,) = torch.autograd.grad(out.logps.sum(), weight)
     torch.testing.assert_close(out.logps[:, 1:], chosen, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(out.entropy[:, 1:], entropy, atol=1e-5, rtol=1e-4)
