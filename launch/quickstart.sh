@@ -38,13 +38,17 @@ main() {
             equivox grpo --config launch/configs/grpo.yaml --model_name_or_path "$model" --data "$data" --fold "$fold" \
             --adapter "$run/sft" --output_dir "$run/grpo" ${grpo[@]+"${grpo[@]}"}
         # The linear probe hears the same frozen encoder in every system, so one evaluation runs it.
-        evaluate base --no-probe --controls none
+        # Untrained, the model writes no answers: only its label readout is worth the wait.
+        evaluate base --no-probe --controls none --readouts label
         evaluate sft --adapter "$run/sft" --no-probe
         evaluate grpo --adapter "$run/grpo"
     done
 
-    stage "Report: systems, baselines and human reference points" "$runs/report" \
-        equivox score "${evaluations[@]}" --out "$runs/report" ${readme:+--markdown README.md}
+    local score=(equivox score "${evaluations[@]}" --out "$runs/report" ${readme:+--markdown README.md})
+    # A report costs seconds: with more folds, or a fold made anew, it is written again.
+    [ "$(cat "$runs/report/finished" 2>/dev/null)" = "$(fingerprint "$runs/report" "${score[@]}")" ] ||
+        rm -f "$runs/report/finished"
+    stage "Report: systems, baselines and human reference points" "$runs/report" "${score[@]}"
     farewell $((SECONDS - began))
 }
 
@@ -106,7 +110,10 @@ fingerprint() { # FOLDER COMMAND...: the command, and the checksums of what it r
     for argument in "$@"; do
         case "$argument" in "$out" | README.md) continue ;; esac
         for file in "$argument" "$argument"/{corpus.json,seed.json,adapter_model.safetensors,predictions.jsonl}; do
-            [ ! -f "$file" ] || cksum "$file"
+            case "$file" in
+                *.yaml) [ ! -f "$file" ] || echo "$(sed 's/ *#.*//; /^$/d' "$file" | cksum) $file" ;; # comments may change
+                *) [ ! -f "$file" ] || cksum "$file" ;;
+            esac
         done
     done
 }

@@ -108,11 +108,29 @@ def test_an_interrupted_run_goes_on_at_the_stage_that_failed(clone: Clone):
 def test_a_run_of_other_inputs_is_not_passed_off_as_this_one(clone: Clone, changed: str):
     clone.quickstart()
     with (clone.home / changed).open("a") as file:
-        file.write("# changed\n")
+        file.write("seed: 8\n")
     done, _ = clone.quickstart()
     assert done.returncode == 2
     assert "runs/studio/fold0/sft was made by another" in done.stderr
     assert clone.quickstart("--name", "other")[0].returncode == 0
+
+
+def test_a_comment_in_a_config_changes_nothing(clone: Clone):
+    clone.quickstart()
+    config = clone.home / "launch/configs/sft.yaml"
+    config.write_text("# mine\n\n" + config.read_text().replace("seed: 7", "seed: 7  # lucky"))
+    done, calls = clone.quickstart()
+    assert done.returncode == 0
+    assert names(calls) == ["prepare", "seed"]
+
+
+def test_more_folds_keep_the_first_and_write_the_report_again(clone: Clone):
+    clone.quickstart()
+    done, calls = clone.quickstart("--folds", "2")
+    assert done.returncode == 0, done.stderr
+    assert [call for call in calls if "fold0/sft --" in call or "--fold 0" in call] == []
+    assert calls[-1].startswith("score runs/studio/fold1/eval_grpo")
+    assert "runs/studio/fold0/eval_base" in calls[-1]
 
 
 def test_folds_are_run_one_after_the_other_and_pooled(clone: Clone, tmp_path: Path):
