@@ -64,6 +64,14 @@ def backward(loaded: Loaded, inputs: dict[str, Any], bf16: bool) -> None:
     output.logps.sum().backward()
 
 
+def with_attention(loaded: Loaded, inputs: dict[str, Any], kind: str) -> None:
+    """`backward` in bfloat16 with one of transformers' attention implementations."""
+    usual = loaded.base.config._attn_implementation
+    loaded.base.set_attn_implementation(kind)
+    backward(loaded, inputs, True)
+    loaded.base.set_attn_implementation(usual)
+
+
 def full_logits(loaded: Loaded, inputs: dict[str, Any]) -> None:
     """The same response tokens by the model's own forward, which builds logits at every position."""
     labels = inputs["labels"][:, 1:]
@@ -112,6 +120,9 @@ def comparisons(loaded: Loaded, rows: list[dict[str, Any]], prompter: Prompter) 
         f"SFT step, {CLIPS} clips: logits everywhere / logits of the answer": (
             lambda: full_logits(loaded, batch), lambda: backward(loaded, batch, True),
         ),
+        f"SFT step, {CLIPS} clips: sdpa / eager attention": (
+            lambda: with_attention(loaded, batch, "sdpa"), lambda: with_attention(loaded, batch, "eager"),
+        ),
         f"GRPO step, {CLIPS // 2} clips x {SAMPLES} answers: whole rows / shared prompts": (
             lambda: backward(loaded, whole, True), lambda: backward(loaded, shared, True),
         ),
@@ -155,7 +166,9 @@ def document(record: dict[str, Any], results: dict[str, dict[str, float]]) -> st
     for name, r in results.items():
         span = f"**{r['ratio']:.2f}** ({r['ratio_min']:.2f} to {r['ratio_max']:.2f})"
         lines.append(f"| {name} | {r['plain_s']:.2f} | {r['ours_s']:.2f} | {span} |")
-    lines += ["", "No figure here was taken on a GPU; `--device cuda` runs the same script there.", ""]
+    if record["device"] == "cpu":
+        lines += ["", "No figure here was taken on a GPU; `--device cuda` runs the same script there."]
+    lines.append("")
     return "\n".join(lines)
 
 
