@@ -57,7 +57,7 @@ evaluate() { # SYSTEM [OPTIONS]: the fold's held-out speakers, heard by one syst
     shift
     stage "Fold $fold, evaluation of $system on speakers never trained on" "$out" \
         equivox evaluate --model "$model" "$@" --data "$data" --fold "$fold" --name "$system" --out "$out"
-    evaluations=("$out" ${evaluations[@]+"${evaluations[@]}"}) # the report opens with the first: the last one trained
+    evaluations+=("$out") # in the order of training: the report compares later with earlier and opens with the last
 }
 
 read_options() {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reasoning.errors import EvaluationError
-from reasoning.evaluation.comparisons import title
+from reasoning.evaluation.comparisons import NON_INFERIORITY_MARGIN, title
 from reasoning.files import write_atomic
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -18,7 +18,7 @@ _SHOWN = ("corpus", "statement", "folds", "subset", "n_clips", "n_speakers", "re
 
 
 def results_markdown(scores: Mapping[str, Any]) -> str:
-    """The table, the human reference points, the claims about models and the protocol, as GitHub markdown."""
+    """The table, the human reference points, the paired differences and the protocol, as GitHub markdown."""
     rows = ["| system | " + " | ".join(_HEADS) + " | raters |", "|---" * (len(_HEADS) + 2) + "|"]
     raters = scores["human"]["raters"]
     for system in scores["systems"]:
@@ -28,10 +28,12 @@ def results_markdown(scores: Mapping[str, Any]) -> str:
     notes = [_human_note(scores["human"])]
     if scores["few_speakers"]:
         notes.append(scores["few_speakers"])
-    wanted = ("baseline", "system")
-    claims = [f"- {escape(c['sentence'])}" for c in scores["comparisons"] if c["kind"] in wanted]
     shown = [f"{name.replace('_', ' ')}: {scores['protocol'][name]}" for name in _SHOWN]
-    parts = ["\n".join(rows), *map(escape, notes), _folded("What may be claimed", "\n".join(claims))]
+    parts = [
+        "\n".join(rows),
+        *map(escape, notes),
+        _folded("Paired differences: what may be claimed", _differences(scores)),
+    ]
     return "\n\n".join([*parts, _folded("Protocol", "\n".join(f"- {escape(line)}" for line in shown))])
 
 
@@ -53,6 +55,34 @@ def escape(text: str) -> str:
     for mark in "\\`*_|<>":
         text = text.replace(mark, {"<": "&lt;", ">": "&gt;"}.get(mark, f"\\{mark}"))
     return text
+
+
+def _differences(scores: Mapping[str, Any]) -> str:
+    """A table of the paired differences from baselines and earlier systems, with the verdict that they allow."""
+    titles = {s["key"]: title((s["system"], s["readout"], s["control"])) for s in scores["systems"]}
+    heads = ("first minus second", "jsd_bits", "nll_bits", "brier", "jsd_bits, tempered", "the first is")
+    rows = ["| " + " | ".join(map(escape, heads)) + " |", "|---" * len(heads) + "|"]
+    for c in scores["comparisons"]:
+        if c["kind"] not in ("baseline", "system"):
+            continue
+        tempered = c["tempered"]["jsd_bits"] if c["tempered"] else None
+        figures = [*(c["metrics"][name] for name in ("jsd_bits", "nll_bits", "brier")), tempered]
+        said = c["verdict"] + (", not inferior" if c["kind"] == "system" and c["non_inferior"] else "")
+        cells = [f"{titles[c['system']]} − {titles[c['versus']]}", *map(_difference, figures), said]
+        rows.append("| " + " | ".join(map(escape, cells)) + " |")
+    rule = (
+        "better or worse: the interval of jsd_bits is clear of zero and a proper score (nll_bits, brier) agrees; "
+        "sharpening: lower jsd_bits that no proper score confirms; not inferior: the interval of jsd_bits ends under "
+        f"{NON_INFERIORITY_MARGIN:g}. Tempered: each system after its own dev temperature."
+    )
+    return "\n".join(rows) + "\n\n" + escape(rule)
+
+
+def _difference(interval: Mapping[str, Any] | None) -> str:
+    if interval is None:
+        return "–"
+    ends = "" if interval["low"] is None else f" [{interval['low']:+.3f}, {interval['high']:+.3f}]"
+    return f"{interval['estimate']:+.3f}{ends}"
 
 
 def _cells(system: Mapping[str, Any]) -> list[str]:

@@ -129,8 +129,8 @@ def test_more_folds_keep_the_first_and_write_the_report_again(clone: Clone):
     done, calls = clone.quickstart("--folds", "2")
     assert done.returncode == 0, done.stderr
     assert [call for call in calls if "fold0/sft --" in call or "--fold 0" in call] == []
-    assert calls[-1].startswith("score runs/studio/fold1/eval_grpo")
-    assert "runs/studio/fold0/eval_base" in calls[-1]
+    assert calls[-1].startswith("score runs/studio/fold0/eval_base")
+    assert "runs/studio/fold1/eval_grpo --out" in calls[-1]
 
 
 def test_folds_are_run_one_after_the_other_and_pooled(clone: Clone, tmp_path: Path):

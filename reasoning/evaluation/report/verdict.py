@@ -154,11 +154,11 @@ def _hearing(scores: Scores, lead: Series) -> Tile | None:
 
 
 def _others(scores: Scores, lead: Series) -> list[Tile]:
-    """Paired differences between whole systems (GRPO against SFT, say), same readout as the lead."""
+    """Paired differences of the lead from the other systems (GRPO against SFT, say), same readout."""
     found = []
     for c in scores.comparisons:
         a, b = scores.by_key(c.system), scores.by_key(c.versus)
-        if c.kind == "system" and a.readout == b.readout == lead.readout and a.kind == b.kind == "model":
+        if c.kind == "system" and a == lead and b.readout == lead.readout and b.kind == "model":
             found.append(_difference(f"{a.system} against {b.system}, {a.readout}", c))
     return found
 
@@ -171,10 +171,10 @@ def _raters(scores: Scores, lead: Series) -> list[Tile]:
 
 
 def _parsing(scores: Scores) -> list[Tile]:
-    """One tile: the first verbalized readout's rate as the figure, every system's in the note."""
+    """One tile: the last verbalized readout's rate as the figure, every system's in the note."""
     written = [s for s in scores.series if s.kind == "model" and s.readout == "verbalized"]
     if not written:
         return []
     rates = [f"{100 * s.parse_rate.estimate:.1f}%" for s in written]
     failed = joined([f"{s.n_failed} of {s.n_clips:,} by {s.system}" for s in written])
-    return [Tile("written answers that parse", rates[0], f"unusable, and scored as failures: {failed}")]
+    return [Tile("written answers that parse", rates[-1], f"unusable, and scored as failures: {failed}")]

@@ -142,11 +142,11 @@ class Scores:
 
     @property
     def lead(self) -> Series | None:
-        """What the page leads with: the first model's label readout, or its first readout; None without a model.
+        """What the page leads with: the last model's label readout, or its last readout; None without a model.
 
-        The first as listed, not the best: picking by score would be one more choice made on test data.
+        The last as listed, not the best: picking by score would be one more choice made on test data.
         """
-        models = [s for s in self.series if s.kind == "model"]
+        models = [s for s in reversed(self.series) if s.kind == "model"]
         return next((s for s in models if s.readout == "label"), models[0] if models else None)
 
 

@@ -291,9 +291,15 @@ def test_markdown_replaces_only_what_stands_between_the_markers(scores, tmp_path
     assert text.endswith(f"{END}\nafter\n")
     assert "outdated" not in text
     assert "made-up votes" in text
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + len(scores["systems"])
-    assert len({row.count("|") for row in rows}) == 1
+    table, differences = ([x for x in part.splitlines() if x.startswith("|")] for part in text.split("<details>")[:2])
+    assert len(table) == 2 + len(scores["systems"])
+    wanted = [c for c in scores["comparisons"] if c["kind"] in ("baseline", "system")]
+    assert len(differences) == 2 + len(wanted)
+    for rows in (table, differences):
+        assert len({row.count("|") for row in rows}) == 1
+    for row, comparison in zip(differences[2:], wanted, strict=True):
+        assert f"| {comparison['metrics']['jsd_bits']['estimate']:+.3f} [" in row
+        assert row.rstrip(" |").split("| ")[-1].startswith(comparison["verdict"])
     write_section(path, results_markdown(scores))
     assert path.read_text() == text
 

@@ -17,10 +17,16 @@ def test_series_are_told_apart(make_material):
     }
 
 
-def test_the_page_leads_with_the_first_models_label_readout(make_material):
-    scores = read_scores(make_material().scores)
+def test_the_page_leads_with_the_last_models_label_readout(make_material):
+    data = copy.deepcopy(make_material().scores)
+    scores = read_scores(data)
     assert scores.lead is not None
     assert scores.lead.key == "sft/label/none"
+    later = copy.deepcopy(next(s for s in data["systems"] if s["key"] == "sft/label/none"))
+    later |= {"key": "grpo/label/none", "system": "grpo"}
+    lead = read_scores(data | {"systems": [*data["systems"], later]}).lead
+    assert lead is not None
+    assert lead.key == "grpo/label/none"
 
 
 PATHS = [
