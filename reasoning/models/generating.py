@@ -42,10 +42,15 @@ def generate_ids(
 
 
 def stop_ids(loaded: Loaded) -> list[int]:
-    """Token ids that end a turn: the tokenizer's and those that the checkpoint's generation config names."""
-    named = getattr(loaded.base.generation_config, "eos_token_id", None)
+    """Token ids that end a turn for a loaded model: see `end_ids`."""
+    return end_ids(loaded.tokenizer, getattr(loaded.base, "generation_config", None))
+
+
+def end_ids(tokenizer: Any, generation_config: Any) -> list[int]:
+    """Token ids that end a turn: the tokenizer's and those that the checkpoint's generation config, if any, names."""
+    named = getattr(generation_config, "eos_token_id", None)
     named = [named] if isinstance(named, int) else list(named or [])
-    return list(dict.fromkeys([loaded.tokenizer.eos_token_id, *named]))
+    return list(dict.fromkeys([tokenizer.eos_token_id, *named]))
 
 
 def _prompt_cache(model: PreTrainedModel, batch: dict[str, Tensor]) -> DynamicCache:

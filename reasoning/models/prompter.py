@@ -7,21 +7,34 @@ with the processor's own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from reasoning.emotions import EmotionSet
-from reasoning.models.loading import Loaded, label_token_ids
+from reasoning.models.families import Family
+from reasoning.models.loading import label_token_ids
 from reasoning.models.memory import Heard, batch_heard
 from reasoning.prompts import conversation
 from reasoning.response import ANSWER_PREFIX
 
 
+class Wording(Protocol):
+    """What a Prompter needs of a checkpoint: not its weights."""
+
+    @property
+    def processor(self) -> Any: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def family(self) -> Family: ...
+
+
 class Prompter:
     """Token ids of prompts and responses for one model and one EmotionSet."""
 
-    def __init__(self, loaded: Loaded, emotions: EmotionSet) -> None:
+    def __init__(self, loaded: Wording, emotions: EmotionSet) -> None:
         self.processor, self.tokenizer, self.family = loaded.processor, loaded.tokenizer, loaded.family
         self.emotions = emotions
         self.label_ids = label_token_ids(self.tokenizer, emotions)
