@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,6 +44,56 @@ def shared_crema_d() -> Path:
     if not (root / "processedResults" / "tabulatedVotes.csv").is_file():
         pytest.skip(f"no CREMA-D votes in {root}: set EQUIVOX_SHARED to the folder that holds data/CREMA-D")
     return root
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def http_server() -> Iterator[Callable[..., str]]:
+    """Start a real server on this machine: http_server(reply, port=0) -> its URL, ending in /v1.
+
+    reply(path, body, headers) -> (status, text, headers to send); body is the JSON that came, None for GET.
+    """
+    running = []
+
+    def start(reply: Callable[..., tuple[int, str, dict[str, str]]], port: int = 0) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.do_POST()
+
+            def do_POST(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                status, text, headers = reply(
+                    self.path, json.loads(self.rfile.read(length)) if length else None, self.headers
+                )
+                data = text.encode()
+                self.send_response(status)
+                for name, value in {
+                    "Content-Type": "application/json",
+                    "Content-Length": str(len(data)),
+                    **headers,
+                }.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        running.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}/v1"
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from reasoning.emotions import EmotionSet
+from reasoning.inference.asking import close_thinking
 from reasoning.inference.engine import Generation, LabelScores, Request
 from reasoning.models.answer_head import add_answer_head
 from reasoning.models.generating import generate_ids, stop_ids
 from reasoning.models.loading import Loaded
 from reasoning.models.memory import AudioMemory, Heard
 from reasoning.models.prompter import Prompter, prompt_batch
-from reasoning.response import ANSWER_PREFIX, THINK_CLOSE
+from reasoning.response import ANSWER_PREFIX
 
 
 class TransformersEngine:
@@ -96,11 +97,7 @@ class TransformersEngine:
     def _own_thinking(self, requests: Sequence[Request]) -> dict[str, tuple[str, bool]]:
         """id -> (own thinking up to and with its closing tag, whether the tag had to be forced)."""
         written = self.generate(requests, max_new_tokens=self.max_thinking_tokens) if requests else ()
-        thoughts = {}
-        for generation in written:
-            before, tag, _ = generation.text.partition(THINK_CLOSE)
-            thoughts[generation.id] = (f"{before.rstrip()}\n{THINK_CLOSE}\n", not tag)
-        return thoughts
+        return {generation.id: close_thinking(generation.text) for generation in written}
 
     @torch.no_grad()
     def _label_probabilities(self, prompts: Sequence[Sequence[int]], heard: Sequence[Heard | None]) -> Tensor:

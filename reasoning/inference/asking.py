@@ -1,0 +1,31 @@
+"""What every engine does in the same way, whoever computes the tokens."""
+
+from __future__ import annotations
+
+import hashlib
+
+from reasoning.errors import ModelError
+from reasoning.response import THINK_CLOSE
+
+
+def close_thinking(text: str) -> tuple[str, bool]:
+    """(own thinking up to and with its closing tag, whether the tag had to be forced) of what a model wrote."""
+    before, tag, _ = text.partition(THINK_CLOSE)
+    return f"{before.rstrip()}\n{THINK_CLOSE}\n", not tag
+
+
+def request_seed(seed: int, row: str) -> int:
+    """A seed in 0 .. 2**63 - 1 for one clip, so that its sample depends neither on its neighbours nor on the order."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{row}".encode()).digest()[:8], "big") >> 1
+
+
+def refuse_too_long(row: str, prompt_tokens: int, new_tokens: int, limit: int) -> None:
+    """Raise ModelError when a prompt and what may be written after it exceed `limit` tokens; nothing is truncated."""
+    if prompt_tokens + new_tokens > limit:
+        raise ModelError(
+            f"needs {prompt_tokens} prompt tokens and up to {new_tokens} to answer, but the engine holds {limit}, and "
+            "Equivox never truncates a prompt with audio",
+            row=row,
+            field="prompt",
+            cure="leave this clip out, cut it into utterances, or give the engine a longer context",
+        )

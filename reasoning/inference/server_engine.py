@@ -1,0 +1,248 @@
+"""The Engine on a server that speaks the OpenAI API: audio as base64 `input_audio`, several clips under way at once.
+
+With a local copy of the checkpoint it holds the server to it: prompt token ids must be equal, and the label readout is
+exact, by vLLM's `logprob_token_ids`. Without one, any server can be asked to write, and nothing is read off labels.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import soundfile
+import torch
+from transformers import AutoConfig, AutoProcessor, GenerationConfig
+
+from reasoning.audio import SAMPLE_RATE, read_audio
+from reasoning.emotions import EmotionSet
+from reasoning.errors import EvaluationError
+from reasoning.inference.asking import close_thinking, refuse_too_long, request_seed
+from reasoning.inference.endpoint import Endpoint
+from reasoning.inference.engine import Generation, LabelScores, Request
+from reasoning.models.families import Family, family_of
+from reasoning.models.generating import end_ids
+from reasoning.models.memory import Heard, mel_frames
+from reasoning.models.prompter import Prompter
+from reasoning.prompts import conversation
+from reasoning.response import ANSWER_PREFIX
+
+Answer = TypeVar("Answer", Generation, LabelScores)
+
+NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Sent so that no default of the server or of the checkpoint's generation config bends the distribution."""
+
+
+@dataclass(frozen=True)
+class LocalCheckpoint:
+    """The words of the checkpoint that a server serves, without its weights. stop_ids: tokens that end a turn."""
+
+    processor: Any
+    family: Family
+    stop_ids: list[int]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @classmethod
+    def read(cls, path: Path) -> LocalCheckpoint:
+        """From a checkpoint folder."""
+        processor = AutoProcessor.from_pretrained(path)
+        generation = (path / "generation_config.json").is_file() and GenerationConfig.from_pretrained(path)
+        return cls(processor, family_of(AutoConfig.from_pretrained(path)), end_ids(processor.tokenizer, generation))
+
+
+class ServerEngine:
+    """Engine over `endpoint`. checkpoint: what the server is held to, or None to ask it blindly.
+
+    model: the name to ask for; None takes the only one that is served. concurrency: clips under way at once. Raises
+    EvaluationError when the server cannot be reached or does not serve the model.
+    """
+
+    name = "server"
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        emotions: EmotionSet,
+        *,
+        model: str | None = None,
+        checkpoint: LocalCheckpoint | None = None,
+        concurrency: int = 16,
+        max_thinking_tokens: int = 400,
+    ) -> None:
+        self.endpoint, self.emotions, self.checkpoint = endpoint, emotions, checkpoint
+        self.concurrency, self.max_thinking_tokens = concurrency, max_thinking_tokens
+        self.model, self.max_tokens = self._served(model)
+        self.prompter = Prompter(checkpoint, emotions) if checkpoint else None
+
+    def generate(
+        self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[Generation]:
+        """A text for each request; temperature 0 is greedy."""
+        return self._stream(requests, lambda request: self._written(request, max_new_tokens, temperature, seed))
+
+    def score_labels(self, requests: Sequence[Request]) -> Iterator[LabelScores]:
+        """The label readout for each request. Raises EvaluationError when this server cannot give it exactly."""
+        if self.prompter is None:
+            raise EvaluationError(
+                "the label readout needs the token ids of the labels, and no local checkpoint is named",
+                field="engine",
+                cure="name the checkpoint's folder with --model, or ask for --readouts verbalized",
+            )
+        return self._stream(requests, self._label_scores)
+
+    def _served(self, wanted: str | None) -> tuple[str, int | None]:
+        """(the model's name, how many tokens it holds if the server says so)."""
+        listed = self.endpoint.get("/models")
+        try:
+            cards = {card["id"]: card for card in listed["data"]}
+        except (TypeError, KeyError):
+            raise self._odd(listed, None) from None
+        if wanted is None and len(cards) == 1:
+            (wanted,) = cards
+        if wanted is None or wanted not in cards:
+            what = f"serves {', '.join(map(repr, cards)) or 'nothing'}, asked for is {wanted!r}"
+            cure = "serve it with `equivox serve --model DIR [--adapter DIR]`, or name one with --served-model"
+            raise EvaluationError(f"{self.endpoint.url} {what}", field="served-model", cure=cure)
+        return wanted, cards[wanted].get("max_model_len")
+
+    def _stream(self, requests: Sequence[Request], ask: Callable[[Request], Answer]) -> Iterator[Answer]:
+        """`ask(request)` for each, in order. After a failure nothing is begun, what is under way is still yielded."""
+        waiting: deque[Future[Answer]] = deque()
+        failure: Exception | None = None
+        left = iter(requests)
+        self.endpoint.hurry.clear()
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            try:
+                while True:
+                    while failure is None and len(waiting) < 2 * self.concurrency and (request := next(left, None)):
+                        waiting.append(pool.submit(ask, request))
+                    if not waiting:
+                        break
+                    try:
+                        answer = waiting.popleft().result()
+                    except CancelledError:
+                        continue
+                    except Exception as error:
+                        failure = failure or error
+                        _cancel(waiting)
+                        continue
+                    yield answer
+            except BaseException:  # whoever listened stopped, or Ctrl-C
+                self.endpoint.hurry.set()
+                _cancel(waiting)
+                raise
+        if failure is not None:
+            raise failure
+
+    def _written(self, request: Request, max_new_tokens: int, temperature: float, seed: int) -> Generation:
+        body = {"temperature": temperature, "seed": request_seed(seed, request.id), "max_tokens": max_new_tokens}
+        answer, choice = self._ask(request, "", body)
+        try:
+            text, tokens = choice["message"]["content"] or "", answer["usage"]["completion_tokens"]
+            if self.prompter and choice.get("token_ids") is not None:
+                text = self.prompter.tokenizer.decode(choice["token_ids"], skip_special_tokens=True)
+            return Generation(request.id, text, tokens, truncated=choice["finish_reason"] == "length")
+        except (TypeError, KeyError):
+            raise self._odd(answer, request.id) from None
+
+    def _label_scores(self, request: Request) -> LabelScores:
+        assert self.prompter is not None
+        thinking, forced = "", False
+        if request.level == "think":
+            thinking, forced = close_thinking(self._written(request, self.max_thinking_tokens, 0.0, 0).text)
+        body = {
+            "temperature": 0.0,
+            "max_tokens": 1,
+            "logprobs": True,
+            "logprob_token_ids": self.prompter.label_ids,
+            "return_tokens_as_token_ids": True,
+        }
+        answer, choice = self._ask(request, thinking + ANSWER_PREFIX, body)
+        if "prompt_token_ids" not in answer:
+            raise self._inexact("does not say which prompt tokens it scored", request.id)
+        try:
+            found = {top["token"]: top["logprob"] for top in choice["logprobs"]["content"][0]["top_logprobs"]}
+            logps = [found[f"token_id:{token}"] for token in self.prompter.label_ids]
+        except (TypeError, KeyError, IndexError):
+            raise self._inexact("does not give the log-probability of every label", request.id) from None
+        row = torch.softmax(torch.tensor(logps, dtype=torch.float64), dim=-1).tolist()
+        return LabelScores(request.id, tuple(row), "own_think" if request.level == "think" else "no_think", forced)
+
+    def _ask(self, request: Request, prefix: str, body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(the server's whole answer, its first choice) after `prefix`, which the model is made to have written."""
+        samples = read_audio(request.audio, row=request.id) if isinstance(request.audio, Path) else request.audio
+        messages = conversation(request.transcript, samples is not None, request.level, self.emotions)
+        for part in messages[0]["content"]:
+            if part["type"] == "audio" and samples is not None:
+                part |= {"type": "input_audio", "input_audio": {"data": as_wav(samples), "format": "wav"}}
+        if prefix:
+            messages.append({"role": "assistant", "content": prefix})
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
+        expected = self._prompt_ids(request, samples, prefix)
+        if expected is not None and self.max_tokens is not None:
+            refuse_too_long(request.id, len(expected), body["max_tokens"], self.max_tokens)
+        if self.checkpoint is not None:
+            never = list(self.checkpoint.family.modality_tokens)
+            body |= NEUTRAL | {
+                "stop_token_ids": [*self.checkpoint.stop_ids],
+                "bad_words": never,
+                "return_token_ids": True,
+            }
+        answer = self.endpoint.post(
+            "/chat/completions", {"model": self.model, "messages": messages, **body}, request.id
+        )
+        if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list) or not answer["choices"]:
+            raise self._odd(answer, request.id)
+        got = answer.get("prompt_token_ids")
+        if expected is not None and got is not None and got != expected:
+            raise EvaluationError(
+                f"{self.endpoint.url} made {len(got)} prompt tokens where the local checkpoint makes {len(expected)}, "
+                "or other ones",
+                row=request.id,
+                field="prompt",
+                cure="serve the folder named by --model, for example with `equivox serve`",
+            )
+        return answer, answer["choices"][0]
+
+    def _prompt_ids(self, request: Request, samples: np.ndarray | None, prefix: str) -> list[int] | None:
+        """What the prompt's token ids must be, by the local checkpoint; None without one."""
+        if self.prompter is None:
+            return None
+        heard = None
+        if samples is not None:
+            _, (frames,) = mel_frames(self.prompter.processor.feature_extractor, [(samples, request.id)])
+            heard = Heard(torch.empty(0), frames)
+        return self.prompter.prompt_ids(request.transcript, heard, request.level) + self.prompter.encode(prefix)
+
+    def _inexact(self, what: str, row: str) -> EvaluationError:
+        cure = "serve the checkpoint with `equivox serve` (vLLM 0.30 or newer), or ask for --readouts verbalized"
+        return EvaluationError(
+            f"{self.endpoint.url} {what}, so it has no label readout", row=row, field="url", cure=cure
+        )
+
+    def _odd(self, answer: Any, row: str | None) -> EvaluationError:
+        what = f"{self.endpoint.url} answers what the OpenAI API does not: {str(answer)[:120]!r}"
+        return EvaluationError(what, row=row, field="url", cure="give the address of an OpenAI-compatible server")
+
+
+def _cancel(waiting: Iterable[Future[Any]]) -> None:
+    for future in waiting:
+        future.cancel()
+
+
+def as_wav(samples: np.ndarray) -> str:
+    """Base64 of a wav file that holds the samples exactly: 16-bit where that loses nothing, else 32-bit floats."""
+    steps = samples * 32768.0
+    exact = bool(np.all((steps == np.round(steps)) & (steps >= -32768) & (steps <= 32767)))
+    file = io.BytesIO()
+    soundfile.write(file, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16" if exact else "FLOAT")
+    return base64.b64encode(file.getvalue()).decode()
