@@ -42,6 +42,10 @@ COMMANDS = {
         "run a model on held-out speakers and score it beside the baselines",
         "equivox evaluate --model models/seed --adapter runs/mine/grpo --data data/crema_d --out runs/mine/eval",
     ),
+    "serve": Command(
+        "serve a trained model through vLLM, for `evaluate --engine server`",
+        "equivox serve --model models/seed --adapter runs/mine/grpo",
+    ),
     "score": Command("pool folds and systems into one report", "equivox score runs/mine/eval* --out runs/mine/report"),
     "predict": Command(
         "print one file's distribution and answer",

@@ -2,6 +2,7 @@
 
 Runs one system on a fold's held-out speakers (both readouts, controls, baselines), scores it and writes the report:
 DIR/predictions.jsonl, scores.json, report.html. A killed run goes on where it stopped: give the same command again.
+--engine vllm runs the model in vLLM, --engine server asks one that `equivox serve` or anybody else runs.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.cli import run
+from launch.engines import Opened, add_options, open_engine
 
 if TYPE_CHECKING:
     from data_builders.rows import Corpus
     from reasoning.clips import Clip
 
 MAX_NEW_TOKENS = {"no_think": 96, "think": 512}
+PROBE_BATCH = 8
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -29,8 +32,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="equivox evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--model", type=Path, required=True, help="checkpoint folder")
-    p.add_argument("--adapter", type=Path, help="adapter folder of `equivox sft` or `equivox grpo` (default: none)")
+    add_options(p)
     p.add_argument("--data", type=Path, required=True, help="corpus folder written by `equivox prepare`")
     p.add_argument("--fold", type=int, default=0, help="fold whose speakers are held out (default: 0)")
     p.add_argument("--folds", type=int, default=5, help="folds that the corpus is cut into (default: 5)")
@@ -54,8 +56,6 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--max-new-tokens", type=int, help=f"default by level: {MAX_NEW_TOKENS}")
     p.add_argument("--limit", type=int, help="only so many test clips, in a seeded order (stated in the protocol)")
-    p.add_argument("--batch-size", type=int, default=8, help="clips at a time (default: 8)")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     p.add_argument("--no-probe", action="store_true", help="leave out the linear probe, which encodes the train clips")
     p.add_argument("--report-clips", type=int, default=40, help="clips with audio in the report (default: 40)")
     p.add_argument("--seed", type=int, default=0, help="seed of the limit and the shuffled control (default: 0)")
@@ -88,44 +88,39 @@ def main(argv: list[str] | None = None) -> int:
     test = some_clips(splits["test"], args.limit, args.seed)
     jobs, plan = plan_jobs(asked, splits["dev"], test, splits["test"])
     baselines = fit_baselines(splits["train"], splits["dev"])
-    loaded, engine, features = load(args, corpus)
-    open_run(args.out, record_of(args, asked, corpus, splits, loaded, plan, baselines))
+    opened = open_engine(args, emotions)
+    features = None if args.no_probe or opened.memory is None else features_of(opened, corpus)
+    open_run(args.out, record_of(args, asked, corpus, splits, opened, plan, baselines))
     with PredictionFile(args.out / PREDICTIONS) as sink:
         shown = {**splits, "test": test}
-        predict_baselines(baselines, shown, args.fold, emotions, None if args.no_probe else features, sink)
-        predict(engine, jobs, asked, emotions, corpus.root, sink)
+        predict_baselines(baselines, shown, args.fold, emotions, features, sink)
+        predict(opened.engine, jobs, asked, emotions, corpus.root, sink)
     print(summary(write_results(args.out, [args.out], max_clips=args.report_clips)))
     print(f"\n{args.out}: report.html, scores.json, predictions.jsonl")
     return 0
 
 
-def load(args: argparse.Namespace, corpus: Corpus) -> tuple[Any, Any, Any]:
-    """(the loaded model, its engine, clips -> pooled features of its audio tower). Tower passes are shared."""
+def features_of(opened: Opened, corpus: Corpus) -> Any:
+    """Clips -> pooled features of the model's audio tower. Tower passes are shared with the engine that has one."""
     import numpy as np
-    import torch
     from tqdm import tqdm
 
     from reasoning.evaluation.probe import pool
-    from reasoning.inference.transformers_engine import TransformersEngine
-    from reasoning.models.loading import best_device, load_model
-
-    loaded = load_model(args.model, args.adapter, dtype=getattr(torch, args.dtype), device=best_device())
-    memory = loaded.memory()
-    engine = TransformersEngine(loaded, corpus.info.emotions, batch_size=args.batch_size, memory=memory)
 
     def features(clips: Sequence[Clip]) -> Any:
-        pooled = []
-        for start in tqdm(range(0, len(clips), args.batch_size), desc="linear probe: encoding", unit="batch"):
-            part = clips[start : start + args.batch_size]
+        assert opened.memory is not None
+        memory, pooled = opened.memory(), []
+        for start in tqdm(range(0, len(clips), PROBE_BATCH), desc="linear probe: encoding", unit="batch"):
+            part = clips[start : start + PROBE_BATCH]
             heard = memory.hear([corpus.root / clip.audio for clip in part], [clip.id for clip in part])
             pooled += pool([h.features.float().numpy() for h in heard]).tolist()
         return np.array(pooled)
 
-    return loaded, engine, features
+    return features
 
 
 def record_of(
-    args: argparse.Namespace, asked: Any, corpus: Corpus, splits: Any, loaded: Any, plan: Any, baselines: Any
+    args: argparse.Namespace, asked: Any, corpus: Corpus, splits: Any, opened: Opened, plan: Any, baselines: Any
 ) -> Any:
     """The run's record: what decides its answers, and what was fitted on train."""
     from reasoning.evaluation.human import fit_dirichlet_multinomial
@@ -146,11 +141,11 @@ def record_of(
         n_dev=len(splits["dev"]),
         n_test=len(splits["test"]),
         limit=args.limit,
-        model=str(args.model),
-        model_fingerprint=loaded.fingerprint,
+        model=opened.model,
+        model_fingerprint=opened.fingerprint,
         adapter=None if args.adapter is None else str(args.adapter),
         adapter_fingerprint=None if args.adapter is None else adapter_fingerprint(args.adapter),
-        engine=f"transformers {args.dtype}",
+        engine=opened.precision,
         level=asked.level,
         prompt_fingerprint=prompt_fingerprint(asked.level, corpus.info.emotions),
         max_new_tokens=asked.max_new_tokens,

@@ -1,0 +1,75 @@
+"""equivox serve --model DIR [--adapter DIR] [--port 8000] [options of `vllm serve`]
+
+Serves a checkpoint, with the adapter merged into it, through vLLM's OpenAI-compatible API, to this machine only. Its
+name there says which weights it has: `equivox evaluate --engine server` with the same --model and --adapter finds it by
+that name. Options that are not listed here go to `vllm serve` as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+from launch.cli import run
+from launch.engines import merged, served_name
+from reasoning.errors import ConfigError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="equivox serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--model", type=Path, required=True, help="checkpoint folder")
+    p.add_argument("--adapter", type=Path, help="adapter to merge into it, kept in its folder as merged/")
+    p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
+    p.add_argument("--port", type=int, default=8000, help="default: 8000")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    args, more = parser().parse_known_args(argv)
+
+    from reasoning.inference.vllm_engine import require_vllm
+    from reasoning.models.loading import best_device
+
+    require_vllm()
+    refuse_taken(args.host, args.port)
+    checkpoint = merged(args.model, args.adapter)
+    command = vllm_command(args, checkpoint, more, eager=best_device().type == "cpu")
+    print(f"equivox: http://{args.host}:{args.port}/v1 will serve {checkpoint}", file=sys.stderr, flush=True)
+    os.execv(sys.executable, command)
+
+
+def vllm_command(args: argparse.Namespace, checkpoint: Path, more: list[str], *, eager: bool) -> list[str]:
+    """The `vllm serve` command line. eager: without compiled graphs, which on a CPU cost more than they save."""
+    return [
+        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(checkpoint)),
+        *("--served-model-name", served_name(args.model, args.adapter)),
+        *("--host", args.host, "--port", str(args.port)),
+        *("--dtype", args.dtype),
+        *("--limit-mm-per-prompt", '{"audio": 1}'),
+        *("--generation-config", "vllm"),  # sampling options come with the requests, none from the checkpoint
+        *(["--enforce-eager"] if eager else []),
+        *more,
+    ]
+
+
+def refuse_taken(host: str, port: int) -> None:
+    """Raise ConfigError when nothing can listen there: vLLM would find out minutes later, with the model loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            what = f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
+            raise ConfigError(what, field="--port", cure="choose another --port, or stop what listens there") from None
+
+
+if __name__ == "__main__":
+    run(main)
