@@ -29,6 +29,13 @@ class RewardArguments:
         default=0.02, metadata={"help": "Groups whose rewards differ by less teach nothing and are left out."}
     )
 
+    agreement_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "0 to 1: how much less a clip's advantages count, the less its listeners agree; 0 weighs all alike."
+        },
+    )
+
     def __post_init__(self) -> None:
         if not self.rewards:
             raise ConfigError("is empty", field="rewards", cure="name at least one function")
@@ -36,6 +43,8 @@ class RewardArguments:
             raise ConfigError(f"is {self.kl_weight}, expected 0 or more", field="kl_weight")
         if self.min_reward_spread < 0:
             raise ConfigError(f"is {self.min_reward_spread}, expected 0 or more", field="min_reward_spread")
+        if not 0 <= self.agreement_weight <= 1:
+            raise ConfigError(f"is {self.agreement_weight}, expected 0 to 1", field="agreement_weight")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +65,7 @@ def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
     from launch.training import check_grpo, load_for_training, open_run, training_rows
     from reasoning.models.prompter import Prompter
     from reasoning.training.grpo import AudioGRPOTrainer
+    from reasoning.training.rewarding import asked_columns
     from reasoning.training.run_folder import RunRecorder, finish_run, last_whole_checkpoint
     from rewards.loading import load_rewards
 
@@ -63,6 +73,8 @@ def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
     check_grpo(args, len(functions))
     folder = Path(args.output_dir)
     emotions, rows = training_rows(data)
+    for function in functions:
+        asked_columns(function, rows[0].keys())
     if not open_run(args, data, model, reward):
         return
     loaded = load_for_training(model, args)
@@ -75,6 +87,7 @@ def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
         level=data.level,
         kl_weight=reward.kl_weight,
         min_reward_spread=reward.min_reward_spread,
+        agreement_weight=reward.agreement_weight,
         args=args,
         callbacks=[RunRecorder(folder, loaded)],
     )

@@ -31,10 +31,19 @@ def training_rows(data: DataArguments) -> tuple[EmotionSet, list[dict[str, Any]]
     emotions = corpus.info.emotions
     rows = [
         {
+            **clip.extra,
             "id": clip.id,
             "audio": str((corpus.root / clip.audio).resolve()),
             "transcript": clip.transcript,
             "speaker": clip.speaker,
+            "sex": clip.sex,
+            "age": clip.age,
+            "language": clip.language,
+            "intended": clip.intended,
+            "source": clip.source,
+            "synthesizer": clip.synthesizer,
+            "duration_s": clip.duration_s,
+            "n_votes": clip.n_votes,
             "votes": list(clip.votes),
             "emotions": list(emotions.names),
             "length": round(clip.duration_s * 100),

@@ -6,7 +6,7 @@ functions that evaluation scores with (reasoning.distributions), so the two cann
 the votes themselves; shares of n votes that do not round to hundredths stay just below.
 
 "Prior" is what the constant answer that says the mean of all votes earns on the voice-only votes of CREMA-D: the floor
-that a policy reaches without listening. `python benchmarks/reward_floors.py` computes it, and a test holds the docstrings
+that a policy reaches without listening. `python benchmarks/reward_floors.py` computes it; a test holds the docstrings
 to it.
 """
 

@@ -18,7 +18,7 @@ Reward = Callable[..., Any]
 
 
 def load_reward(name: str) -> Reward:
-    """The function that `name` names. Raises RewardError when there is no such file, function or signature.
+    """The plain or async function that `name` names. Raises RewardError where file, function or signature is missing.
 
     A file is loaded under a module name of its own, made from its path, never through sys.path: a user's `rewards.py`
     cannot shadow ours.
@@ -28,7 +28,7 @@ def load_reward(name: str) -> Reward:
         raise RewardError(f"{name!r} is not file.py:function or package.module:function", field="rewards")
     module = _file_module(Path(where), name) if where.endswith(".py") else _installed_module(where, name)
     found = getattr(module, function, None)
-    if not callable(found):
+    if not callable(found) or not hasattr(found, "__name__"):
         defined = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
         raise RewardError(f"{where} has no function {function!r}; it has {', '.join(defined) or 'none'}", field=name)
     parameters = inspect.signature(found).parameters

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
@@ -26,7 +27,11 @@ from reasoning.models.generating import generate_ids
 from reasoning.models.loading import Loaded
 from reasoning.models.memory import AudioMemory, batch_heard
 from reasoning.models.prompter import Prompter, prompt_batch
+from reasoning.response import Reading
 from reasoning.training.objective import vote_kl_nats
+from reasoning.training.readings import RATES, rates, read_once
+from reasoning.training.rewarding import Guard, agreement_weights
+from reasoning.training.stopping import RandomState, rollout_rows, stopped
 
 PER_SAMPLE = ("clip_rows", "slots", "votes", "loud")
 """What each sample carries beside TRL's own keys; shuffled and split with them."""
@@ -38,7 +43,10 @@ class AudioGRPOTrainer(GRPOTrainer):
     kl_weight: weight of the mean KL(votes || label readout) at the vote slot of each sampled answer, conditioned on
     what was sampled before it; answers without a slot are skipped and counted (`slots/missing`). min_reward_spread: a
     group whose rewards differ by less leaves advantage, KL and the loss's denominator (`groups/quiet`). The vote's own
-    tokens never carry policy loss: a vote is one listener's and may rightly be sampled.
+    tokens never carry policy loss: a vote is one listener's and may rightly be sampled. agreement_weight: how much less
+    the advantages of a clip count, the less its listeners agree (`rewarding.agreement_weights`); 0 weighs all alike.
+
+    A reward that fails raises RewardError in every rank, after completions, metrics and a checkpoint were saved.
     """
 
     def __init__(
@@ -52,18 +60,21 @@ class AudioGRPOTrainer(GRPOTrainer):
         level: str,
         kl_weight: float,
         min_reward_spread: float,
+        agreement_weight: float = 0.0,
         args: GRPOConfig,
         **kwargs: Any,
     ) -> None:
         args.remove_unused_columns = False
         self._loaded, self._prompter, self._memory, self._level = loaded, prompter, memory, level
         self._kl_weight, self._min_reward_spread = kl_weight, min_reward_spread
+        self._agreement_weight = agreement_weight
+        self._guard = Guard(rewards, rows[0].keys())
         self._sources = [(Path(row["audio"]), row["id"]) for row in rows]
         self._newline = prompter.encode("\n")[0]
         self._rows: list[dict[str, Any]] = []
         super().__init__(
             model=loaded.model,
-            reward_funcs=list(rewards),
+            reward_funcs=list(self._guard.functions),
             args=args,
             train_dataset=Dataset.from_list([{**row, "row": i, "prompt": row["id"]} for i, row in enumerate(rows)]),
             processing_class=loaded.tokenizer,
@@ -125,11 +136,13 @@ class AudioGRPOTrainer(GRPOTrainer):
         return ids, None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._rows = inputs
+        self._rows, self._before_rollout = inputs, RandomState.now()
         self._pass_rows = torch.tensor([row["row"] for row in inputs])
         self._log_completion_extra("clip", [row["id"] for row in inputs])
         self._log_completion_extra("audio", [row["audio"] for row in inputs])
         self._log_completion_extra("votes", [row["votes"] for row in inputs])
+        weights = agreement_weights([row["votes"] for row in inputs], self._agreement_weight)
+        self._log_completion_extra("agreement_weight", weights.tolist())
         output = super()._generate_and_score_completions(inputs)
         mask = output["completion_mask"]
         device = mask.device
@@ -140,6 +153,7 @@ class AudioGRPOTrainer(GRPOTrainer):
         output["num_items_in_batch"] = self.accelerator.reduce((mask * output["tool_mask"]).sum(), reduction="sum")
         output["clip_rows"] = self._pass_rows.to(device)
         output["slots"] = slots.to(device)
+        output["advantages"] = output["advantages"] * weights.to(device)
         output["votes"] = torch.tensor([row["votes"] for row in inputs], dtype=torch.float32, device=device)
         output["loud"] = loud
         missing = (slots < 0).float().mean().to(device)
@@ -149,9 +163,26 @@ class AudioGRPOTrainer(GRPOTrainer):
     # Rewards and groups
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        readings = self._log_readings(completions)
+        self._guard.start()
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        failures = [failure for failure in gather_object([self._guard.failure]) if failure is not None]
+        if failures:
+            paid = {name: self._guard.earned.get(name) for name in self.reward_func_names}
+            raise stopped(self, failures[0], rollout_rows(inputs, completions, readings, paid), self._before_rollout)
         self._rewards = (rewards * self.reward_weights.to(rewards.device)[None]).nansum(dim=1)
         return rewards
+
+    def _log_readings(self, completions: Sequence[str]) -> list[Reading]:
+        """What each completion says; logs it to the completions table, and how many can be read and why not."""
+        readings = [read_once(text, self._prompter.emotions.names) for text in completions]
+        self._log_completion_extra("shares", [reading.probabilities for reading in readings])
+        self._log_completion_extra("problems", [", ".join(reading.problems) for reading in readings])
+        local = torch.tensor([rates(readings)], device=self.accelerator.device)
+        shares = cast(Tensor, self.accelerator.gather(local)).mean(dim=0).tolist()
+        for name, share in zip(RATES, shares, strict=True):
+            self._metrics[self._mode()][name].append(share)
+        return readings
 
     def _loud_samples(self, local: int) -> Tensor:
         """Whether each local sample's group has rewards that differ by at least min_reward_spread, (local,) bool."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import pytest
@@ -23,6 +24,12 @@ def test_a_function_in_a_file_named_like_our_package_does_not_shadow_it(tmp_path
     assert load_reward(f"{tmp_path}/rewards.py:shout") is found
 
 
+def test_an_async_function_is_found_and_stays_one(tmp_path):
+    (tmp_path / "judge.py").write_text("async " + GOOD)
+    found = load_reward(f"{tmp_path}/judge.py:shout")
+    assert asyncio.run(found(["A", "b"])) == [1.0, 0.0]
+
+
 def test_an_installed_function_is_found_by_module():
     assert load_reward("rewards.distribution:closeness") is closeness
 
@@ -32,6 +39,7 @@ def test_an_installed_function_is_found_by_module():
     [
         (GOOD, "r.py:whisper", "it has shout"),
         ("x = 1", "r.py:x", "no function"),
+        ("class C:\n    def __call__(self, completions, **columns): ...\nx = C()", "r.py:x", "no function"),
         ("def f(texts):\n    return []", "r.py:f", "completions"),
         ("1/0", "r.py:f", "ZeroDivisionError"),
         ("def f(", "r.py:f", "SyntaxError"),

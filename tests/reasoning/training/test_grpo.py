@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -14,15 +15,30 @@ from trl import GRPOConfig
 
 from data_builders.rows import read_corpus, split_clips
 from launch.grpo import main
-from reasoning.errors import ConfigError
+from reasoning.emotions import CREMA_D
+from reasoning.errors import ConfigError, RewardError
 from reasoning.models.loading import add_adapter, load_model
 from reasoning.models.prompter import Prompter
-from reasoning.response import write_response
+from reasoning.response import PROBLEMS, read_response, write_response
 from reasoning.training.grpo import AudioGRPOTrainer
 from rewards.distribution import closeness
 
 CONFIG = str(Path(__file__).parents[3] / "launch" / "configs" / "grpo.yaml")
-ORDER = "def word_order(completions, votes, **columns):\n    return [float(len(c) % 7) for c in completions]\n"
+MINE = """
+import asyncio
+from pathlib import Path
+
+def word_order(completions, votes, id, trainer_state, **columns):
+    flag = Path(__file__).with_name("fails_on")
+    if flag.exists() and trainer_state.global_step == 2 and flag.read_text() in id:
+        raise LookupError("the judge is gone")
+    return [float(len(c) % 7) for c in completions]
+
+async def seconds(completions, duration_s, **columns):
+    await asyncio.sleep(0)
+    return [float(s) for s in duration_s]
+"""
+WEIGHTS = [1, 0.2, 0, 0]
 
 
 def arguments(trained, out: Path, **changes) -> list[str]:
@@ -47,14 +63,23 @@ def lines(folder: Path) -> list[dict]:
     return [line for line in read if "reward" in line]
 
 
+def mine(folder: Path) -> list[str]:
+    """Two rewards of the package and two of a user's file in `folder`, one of them async."""
+    (folder / "mine.py").write_text(MINE)
+    user = f"{folder}/mine.py"
+    return ["rewards.distribution:closeness", "rewards.format:format", f"{user}:word_order", f"{user}:seconds"]
+
+
+def completions(out: Path, name: str) -> list[dict]:
+    return pq.read_table(out / "completions" / f"{name}.parquet").to_pylist()
+
+
 @pytest.fixture(scope="module")
 def finished(trained_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("grpo")
-    (folder / "mine.py").write_text(ORDER)
-    out = folder / "run"
-    rewards = ["rewards.distribution:closeness", "rewards.format:format", f"{folder}/mine.py:word_order"]
-    main(arguments(trained_checkpoint, out, rewards=rewards, reward_weights=[1, 0.2, 0]))
-    return out, rewards
+    rewards = mine(folder)
+    main(arguments(trained_checkpoint, folder / "run", rewards=rewards, reward_weights=WEIGHTS))
+    return folder / "run", rewards
 
 
 @pytest.fixture
@@ -71,10 +96,10 @@ def trainer(trained_checkpoint, tmp_path):
     loaded = add_adapter(load_model(trained_checkpoint.model), r=2, alpha=4, dropout=0.0, train_projector=False)
 
     def make(reward=closeness, grpo=None, **options):
-        args = GRPOConfig(
-            str(tmp_path), per_device_train_batch_size=16, num_generations=4, max_completion_length=80, use_cpu=True,
-            bf16=False, activation_checkpointing=False, report_to=[], scale_rewards="none", seed=1, **(grpo or {}),
-        )  # fmt: skip
+        args = GRPOConfig(str(tmp_path), **{
+            "per_device_train_batch_size": 16, "num_generations": 4, "max_completion_length": 80, "use_cpu": True,
+            "bf16": False, "activation_checkpointing": False, "report_to": [], "scale_rewards": "none", "seed": 1,
+        } | (grpo or {}))  # fmt: skip
         chosen = {"kl_weight": 0.0, "min_reward_spread": 0.0} | options
         prompter = Prompter(loaded, corpus.info.emotions)
         return AudioGRPOTrainer(
@@ -88,7 +113,7 @@ def batch_of(rows, clips=4, samples=4):
     return [{**rows[i], "row": i, "prompt": rows[i]["id"]} for i in range(clips) for _ in range(samples)]
 
 
-def test_a_run_logs_rewards_a_weightless_user_reward_quiet_groups_and_completions(finished):
+def test_a_run_logs_every_reward_how_answers_read_quiet_groups_and_completions(finished, trained_checkpoint):
     out, _ = finished
     logged = lines(out)
     assert [line["step"] for line in logged] == [1, 2, 3]
@@ -96,9 +121,21 @@ def test_a_run_logs_rewards_a_weightless_user_reward_quiet_groups_and_completion
         closeness_mean, format_mean = line["rewards/closeness/mean"], line["rewards/format/mean"]
         assert line["reward"] == pytest.approx(closeness_mean + 0.2 * format_mean, abs=1e-5)
         assert {"rewards/word_order/mean", "groups/quiet", "slots/missing", "reward_spread", "entropy"} <= line.keys()
-    table = pq.read_table(sorted((out / "completions").glob("*.parquet"))[-1]).to_pylist()
-    assert len(table) == 16
-    assert {"clip", "audio", "votes", "completion", "closeness", "format", "advantage"} <= table[0].keys()
+    durations = {clip.id: clip.duration_s for clip in read_corpus(trained_checkpoint.corpus).clips}
+    for line in logged:
+        table = completions(out, f"completions_{line['step']:05d}")
+        assert len(table) == 16
+        for row in table:
+            reading = read_response(row["completion"], CREMA_D)
+            assert row["shares"] == (reading.probabilities and pytest.approx(reading.probabilities))
+            assert row["problems"] == ", ".join(reading.problems)
+            assert row["seconds"] == pytest.approx(durations[row["clip"]])
+            assert Path(row["audio"]).stem == row["clip"]
+            assert {"votes", "closeness", "format", "word_order", "advantage"} <= row.keys()
+        assert line["parse_rate"] == pytest.approx(sum(not row["problems"] for row in table) / 16)
+        for problem in PROBLEMS:
+            seen = sum(problem in row["problems"].split(", ") for row in table)
+            assert line[f"problems/{problem}"] == pytest.approx(seen / 16)
 
 
 def test_an_interrupted_run_resumes_at_a_rollout_boundary_to_the_same_adapter(finished, trained_checkpoint, tmp_path):
@@ -106,10 +143,44 @@ def test_an_interrupted_run_resumes_at_a_rollout_boundary_to_the_same_adapter(fi
     resumed = tmp_path / "resumed"
     shutil.copytree(out, resumed, ignore=shutil.ignore_patterns("checkpoint-3"))
     (resumed / "adapter_model.safetensors").unlink()
-    main(arguments(trained_checkpoint, resumed, rewards=rewards, reward_weights=[1, 0.2, 0]))
+    main(arguments(trained_checkpoint, resumed, rewards=rewards, reward_weights=WEIGHTS))
     a, b = weights(out), weights(resumed)
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert [line["step"] for line in lines(resumed)] == [1, 2, 3]
+
+
+def test_a_reward_that_raises_stops_the_run_with_all_saved_and_mended_it_goes_on_to_the_same_adapter(
+    finished, trained_checkpoint, tmp_path
+):
+    """Saving and logging are rarer than the steps here: what is on disk was written because the reward raised."""
+    clip = completions(finished[0], "completions_00003")[9]["clip"]
+    (tmp_path / "fails_on").write_text(clip)
+    out, rewards = tmp_path / "run", mine(tmp_path)
+    again = arguments(trained_checkpoint, out, rewards=rewards, reward_weights=WEIGHTS, save_steps=50, logging_steps=50)
+    with pytest.raises(RewardError, match="LookupError: the judge is gone") as stopped:
+        main(again)
+    message = str(stopped.value)
+    assert message.startswith(f"[{clip}] word_order: raised")
+    assert f"{tmp_path}/mine.py:8" in message
+    assert "goes on from checkpoint-2" in message
+    rollout = completions(out, "failed_00003")
+    blamed = message.partition("the completion '")[2][:20]
+    assert blamed in [repr(row["completion"])[1:21] for row in rollout if row["clip"] == clip]
+    for row, expected in zip(rollout, completions(finished[0], "completions_00003"), strict=True):
+        same = ("clip", "audio", "votes", "completion", "shares", "problems")
+        assert {k: row[k] for k in same} == {k: expected[k] for k in same}
+        for name in ("closeness", "format", "seconds"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-6)
+        assert row["word_order"] is None
+    assert [line["step"] for line in lines(out)] == [2]
+    earlier = [line["reward"] for line in lines(finished[0])[:2]]
+    assert lines(out)[0]["reward"] == pytest.approx(sum(earlier) / 2)
+    assert len(completions(out, "completions_00002")) == 16
+
+    (tmp_path / "fails_on").unlink()
+    main(again)
+    a, b = weights(finished[0]), weights(out)
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_policy_log_probabilities_fall_by_nats_when_the_audio_is_swapped(trainer):
@@ -158,6 +229,42 @@ def test_generation_hears_and_the_vote_carries_no_policy_loss(trainer):
         end = ids[int(slot) :].tolist().index(t._newline)
         assert (mask == 0).nonzero().flatten().tolist() == list(range(int(slot), int(slot) + end))
     assert int(out["num_items_in_batch"]) == int((out["completion_mask"] * out["tool_mask"]).sum())
+
+
+def test_agreement_multiplies_a_clips_gradient_and_cancels_on_a_reward_that_its_group_scales(trainer):
+    make, rows = trainer
+    sure, split = [8, 0, 0, 0, 0, 0], [4, 4, 0, 0, 0, 0]
+    weight = 1 - 0.5 * 1 / math.log2(6)
+
+    def alternating(completions, **columns):
+        return [float(i % 2) for i in range(len(completions))]
+
+    def weighted(completions, votes, **columns):
+        return [weight * (i % 2) for i in range(len(completions))]
+
+    def step(t, votes):
+        t.model.train()
+        t.current_gradient_accumulation_steps = 1
+        t.model.zero_grad()
+        torch.manual_seed(0)
+        out = t._generate_and_score_completions(batch_of([{**rows[0], "votes": votes}], clips=1))
+        t._compute_loss(t.model, dict(out)).backward()
+        return out["advantages"], torch.cat([p.grad.flatten() for p in t.model.parameters() if p.grad is not None])
+
+    t = make(alternating, agreement_weight=0.5)
+    (advantage_sure, gradient_sure), (advantage_split, gradient_split) = step(t, sure), step(t, split)
+    assert gradient_sure.abs().max() > 1e-4
+    torch.testing.assert_close(advantage_split, weight * advantage_sure)
+    torch.testing.assert_close(gradient_split, weight * gradient_sure, rtol=1e-4, atol=1e-7)
+
+    plain = make(alternating, agreement_weight=0.0)
+    torch.testing.assert_close(step(plain, split)[0], advantage_sure)
+
+    scaled, grouped = {"scale_rewards": "group"}, make(alternating, grpo={"scale_rewards": "group"})
+    same = step(make(weighted, grpo=scaled), split)[0]
+    torch.testing.assert_close(same, step(grouped, split)[0], rtol=1e-3, atol=0)
+    on_advantage = step(make(alternating, grpo=scaled, agreement_weight=0.5), split)[0]
+    torch.testing.assert_close(on_advantage, weight * step(grouped, split)[0])
 
 
 def test_groups_whose_rewards_agree_leave_advantage_loss_and_denominator(trainer):
@@ -225,7 +332,17 @@ def test_options_that_would_mislead_are_refused(trained_checkpoint, tmp_path):
         ({"activation_checkpointing": "true"}, "activation_checkpointing"),
         ({"reward_weights": [1.0]}, "1 weights for 2 rewards"),
         ({"min_reward_spread": -1}, "min_reward_spread"),
+        ({"agreement_weight": 1.5}, "agreement_weight"),
     ):
         with pytest.raises(ConfigError, match=says):
             main(arguments(trained_checkpoint, tmp_path / "never", **changes))
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_reward_that_asks_for_a_column_the_clips_lack_is_refused_before_anything_is_written(
+    trained_checkpoint, tmp_path
+):
+    (tmp_path / "r.py").write_text("def mood(completions, weather, **columns):\n    return [0.0]\n")
+    with pytest.raises(RewardError, match=r"mood: asks for the column 'weather'; the clips have .*intended.*votes"):
+        main(arguments(trained_checkpoint, tmp_path / "never", rewards=[f"{tmp_path}/r.py:mood"], reward_weights=[1]))
     assert not (tmp_path / "never").exists()
