@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from reasoning.readings import read_once
 from reasoning.response import Reading
-from reasoning.training.readings import read_once
 
 
 def texts(completions: Sequence[Any]) -> list[str]:

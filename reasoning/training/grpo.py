@@ -27,9 +27,9 @@ from reasoning.models.generating import generate_ids
 from reasoning.models.loading import Loaded
 from reasoning.models.memory import AudioMemory, batch_heard
 from reasoning.models.prompter import Prompter, prompt_batch
+from reasoning.readings import RATES, rates, read_once
 from reasoning.response import Reading
 from reasoning.training.objective import vote_kl_nats
-from reasoning.training.readings import RATES, rates, read_once
 from reasoning.training.rewarding import Guard, agreement_weights
 from reasoning.training.stopping import RandomState, rollout_rows, stopped
 

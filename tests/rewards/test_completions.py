@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from reasoning import readings as shared
 from reasoning.emotions import CREMA_D
 from reasoning.response import read_response, write_response
-from reasoning.training import readings as shared
 from rewards.completions import readings, texts
 from rewards.loading import load_reward
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from reasoning.emotions import CREMA_D
+from reasoning.readings import RATES, rates, read_once
 from reasoning.response import PROBLEMS, read_response, write_response
-from reasoning.training.readings import RATES, rates, read_once
 
 NAMES = CREMA_D.names
 GOOD = write_response([1 / 6] * 6, "sad", CREMA_D)
