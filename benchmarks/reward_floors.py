@@ -70,19 +70,24 @@ def mean_rewards(votes_NK: list[tuple[int, ...]]) -> dict[str, dict[str, float]]
     return means
 
 
+def table(record: dict) -> str:
+    """The record as docs/reward.md shows it."""
+    means = record["means"]
+    who = list(next(iter(means.values())))
+    rows = [f"| `{name}` | " + " | ".join(f"{means[name][w]:.3f}" for w in who) + " |" for name in means]
+    head = f"| mean reward ({record['corpus']}, {record['clips']} clips) | " + " | ".join(who) + " |"
+    return "\n".join([head, "|---" * (len(who) + 1) + "|", *rows, ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder of the official CREMA-D release")
     votes = [clip.votes for clip in voice_votes(read_tables(parser.parse_args().root))[0]]
-    means = mean_rewards(votes)
-    write_atomic(RESULTS, json.dumps({"corpus": "crema_d", "clips": len(votes), "means": means}, indent=1) + "\n")
-    who = list(next(iter(means.values())))
-    rows = [f"| `rewards.{name}` | " + " | ".join(f"{means[name][w]:.3f}" for w in who) + " |" for name in means]
-    head = f"| mean reward (crema_d, {len(votes)} clips) | " + " | ".join(who) + " |"
-    table = "\n".join([head, "|---" * (len(who) + 1) + "|", *rows, ""])
+    record = {"corpus": "crema_d", "clips": len(votes), "means": mean_rewards(votes)}
+    write_atomic(RESULTS, json.dumps(record, indent=1) + "\n")
     before, rest = DOCUMENT.read_text().split(BEGIN, 1)
-    write_atomic(DOCUMENT, before + BEGIN + "\n" + table + "\n" + END + rest.split(END, 1)[1])
-    print(table)
+    write_atomic(DOCUMENT, before + BEGIN + "\n" + table(record) + "\n" + END + rest.split(END, 1)[1])
+    print(table(record))
 
 
 if __name__ == "__main__":

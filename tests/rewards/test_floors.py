@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import re
+import runpy
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from reasoning.response import write_response
 from rewards.loading import load_reward
 
 NAMES = CREMA_D.names
-RECORD = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "reward_floors.json").read_text())
+ROOT = Path(__file__).parents[2]
+RECORD = json.loads((ROOT / "benchmarks" / "results" / "reward_floors.json").read_text())
 SLOW = {"distribution:earth_mover_closeness"}
 
 
@@ -31,11 +33,16 @@ def documented(name: str) -> float:
 
 def test_every_reward_of_the_package_is_measured():
     defined = set()
-    for file in (Path(__file__).parents[2] / "rewards").glob("*.py"):
+    for file in (ROOT / "rewards").glob("*.py"):
         for name, value in vars(importlib.import_module(f"rewards.{file.stem}")).items():
             if inspect.isfunction(value) and {"completions", "columns"} <= set(inspect.signature(value).parameters):
                 defined.add(f"{file.stem}:{name}")
     assert defined == set(RECORD["means"])
+
+
+def test_the_guide_shows_the_table_that_was_measured():
+    table = runpy.run_path(str(ROOT / "benchmarks" / "reward_floors.py"))["table"]
+    assert table(RECORD) in (ROOT / "docs" / "reward.md").read_text()
 
 
 @pytest.mark.parametrize("name", RECORD["means"])
