@@ -72,7 +72,7 @@ def bhattacharyya_closeness(
 ) -> list[float]:
     """Bhattacharyya coefficient, sum of sqrt(p q). Prior: 0.738.
 
-    Gamed by sharpening, more than `closeness`: the optimum under uncertainty goes with the square of the mean root.
+    Gamed by sharpening, like `closeness`: the optimum under uncertainty goes with the square of the mean root.
     """
     return _earned(completions, votes, emotions, bhattacharyya)
 
