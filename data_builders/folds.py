@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from reasoning.clips import Clip
-from reasoning.errors import CorpusError
+from reasoning.errors import ConfigError, CorpusError
 
 FOLDS = 5
 SEED = 0
@@ -71,3 +72,29 @@ def place(clips: Sequence[Clip], folds: int = FOLDS, seed: int = SEED) -> list[C
     folded = [replace(clip, fold=fold_of[clip.speaker]) for clip in clips]
     splits = split_of(folded, 0, folds, seed)
     return [replace(clip, split=split) for clip, split in zip(folded, splits, strict=True)]
+
+
+def some_speakers(clips: Sequence[Clip], part: str | None, seed: int = SEED) -> tuple[Clip, ...]:
+    """The clips of a part of their speakers, in the order given; all of them for None.
+
+    part: "FROM:TO", shares of the speakers from 0 to 1 in a seeded order that depends on the speakers alone. Parts that
+    do not overlap share no speaker: SFT on "0:0.7" never hears those of "0.7:1". Raises ConfigError on another form.
+    """
+    start, stop = speaker_part(part)
+    shuffled = np.random.default_rng((seed, 1)).permutation(sorted({clip.speaker for clip in clips})).tolist()
+    chosen = set(shuffled[round(start * len(shuffled)) : round(stop * len(shuffled))])
+    return tuple(clip for clip in clips if clip.speaker in chosen)
+
+
+def speaker_part(part: str | None) -> tuple[float, float]:
+    """(from, to) of "FROM:TO", (0, 1) for None. Raises ConfigError unless 0 <= from < to <= 1."""
+    if part is None:
+        return 0.0, 1.0
+    match = re.fullmatch(r"([\d.]+):([\d.]+)", part)
+    try:
+        start, stop = (float(number) for number in match.groups()) if match else (1.0, 0.0)
+    except ValueError:
+        start, stop = 1.0, 0.0
+    if not 0 <= start < stop <= 1:
+        raise ConfigError(f"is {part!r}, expected FROM:TO between 0 and 1, such as 0:0.7", field="speakers")
+    return start, stop

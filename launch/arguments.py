@@ -11,6 +11,7 @@ from typing import Any, NoReturn, cast
 import yaml
 from trl import TrlParser
 
+from data_builders.folds import speaker_part
 from reasoning.errors import ConfigError
 from reasoning.prompts import LEVELS
 
@@ -23,6 +24,10 @@ class DataArguments:
     fold: int = field(default=0, metadata={"help": "Which fold's speakers are held out for test."})
     folds: int = field(default=5, metadata={"help": "How many folds the corpus is cut into."})
     limit: int = field(default=0, metadata={"help": "Train on the first so many clips only; 0 is all of them."})
+    speakers: str | None = field(
+        default=None,
+        metadata={"help": "Part of the training speakers, FROM:TO, such as 0:0.7, to leave the others to preferences."},
+    )
     level: str = field(default="no_think", metadata={"help": f"Prompt level: {', '.join(LEVELS)}."})
     memory_gib: float = field(
         default=8.0, metadata={"help": "Memory for encoded audio, in GiB; clips beyond it are encoded again."}
@@ -37,6 +42,7 @@ class DataArguments:
             raise ConfigError(f"is {self.fold}, expected 0 to {self.folds - 1}", field="fold")
         if not self.memory_gib > 0:
             raise ConfigError(f"is {self.memory_gib}, expected more than 0", field="memory_gib")
+        speaker_part(self.speakers)
 
 
 @dataclass

@@ -32,6 +32,12 @@ COMMANDS = {
         "equivox sft --config launch/configs/sft.yaml --data data/crema_d --output_dir runs/mine/sft",
         distributed=True,
     ),
+    "dpo": Command(
+        "prefer the better of two answers, by pairs of `prepare preferences`",
+        "equivox dpo --config launch/configs/dpo.yaml --data data/crema_d --adapter runs/mine/sft \\\n"
+        "                  --pairs data/pairs.parquet --output_dir runs/mine/dpo",
+        distributed=True,
+    ),
     "grpo": Command(
         "reinforce sampled answers that come close to the votes",
         "equivox grpo --config launch/configs/grpo.yaml --data data/crema_d --adapter runs/mine/sft \\\n"
@@ -66,7 +72,7 @@ def usage() -> str:
         lines += [f"  {name:<10}{command.does}", f"            $ {command.example}"]
     lines += [
         "",
-        "sft and grpo run in this process. On several GPUs or machines, add accelerate's own --config_file:",
+        "sft, dpo and grpo run in this process. On several GPUs or machines, add accelerate's own --config_file:",
         "            $ equivox sft --config_file accelerate_configs/ddp.yaml --config launch/configs/sft.yaml ...",
         "which is `accelerate launch --config_file accelerate_configs/ddp.yaml -m launch.sft ...` (docs/scale.md).",
         "",

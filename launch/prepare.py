@@ -10,6 +10,7 @@ import argparse
 import time
 from pathlib import Path
 
+from launch import preferences
 from launch.cli import run
 
 
@@ -38,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
     )
     studio.add_argument("--clips", type=int, default=200, help="how many clips to make (default: %(default)s)")
     studio.add_argument("--seed", type=int, default=0, help="other mixtures and votes (default: %(default)s)")
+    pairs = corpora.add_parser(
+        "preferences",
+        help="pairs of answers to a prepared corpus's clips, for `equivox dpo`",
+        description=str(preferences.__doc__).split("\n\n", 1)[1],
+    )
+    preferences.add_arguments(pairs)
     for corpus in (crema_d, studio):
         corpus.add_argument("--out", type=Path, required=True, help="corpus folder to write, such as data/crema_d")
     return top
@@ -45,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    if args.corpus == "preferences":
+        preferences.prepare(args)
+        return 0
     start = time.perf_counter()
     # Imported here: `--help` should not wait for pyarrow and a speech synthesizer.
     if args.corpus == "crema_d":

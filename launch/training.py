@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from data_builders.folds import some_speakers
 from data_builders.rows import read_corpus, split_clips
 from launch.arguments import DataArguments, ModelArguments
 from reasoning.emotions import EmotionSet
@@ -24,7 +25,7 @@ UNRECORDED = ("output_dir", "logging_dir", "local_rank", "hub_token", "run_name"
 def training_rows(data: DataArguments) -> tuple[EmotionSet, list[dict[str, Any]]]:
     """The EmotionSet and the training clips of the fold, as the flat rows that trainers and rewards take."""
     corpus = read_corpus(Path(data.data))
-    clips = split_clips(corpus, data.fold, data.folds)["train"]
+    clips = some_speakers(split_clips(corpus, data.fold, data.folds)["train"], data.speakers)
     clips = clips[: data.limit] if data.limit else clips
     if not clips:
         raise CorpusError(f"no training clips in fold {data.fold}", row=data.data)

@@ -27,13 +27,15 @@ class AnswerOutput(ModelOutput):
     """What a forward with `answer_head=True` returns.
 
     logps: (B, L) log-probability of each label token given what stands before it, 0 where the label is -100.
-    entropy: (B, L) nats, no gradient, 0 there too; None unless asked for. top1: (B, L) whether the label is likeliest.
-    label_logits: (B, K) logits of the labels at `slots`, float32; None without slots. label_mass: (B,) log-probability
-    that the token at the slot is any of the labels.
+    entropy: (B, L) nats, no gradient, 0 there too; None unless asked for. mean_logits: (B, L) mean of the logits over
+    the vocabulary, given with the entropy. top1: (B, L) whether the label is likeliest. label_logits: (B, K) logits of
+    the labels at `slots`, float32; None without slots. label_mass: (B,) log-probability that the token at the slot is
+    any of the labels.
     """
 
     logps: Tensor | None = None
     entropy: Tensor | None = None
+    mean_logits: Tensor | None = None
     top1: Tensor | None = None
     label_logits: Tensor | None = None
     label_mass: Tensor | None = None
@@ -78,7 +80,7 @@ def add_answer_head(model: PreTrainedModel, label_ids: Sequence[int]) -> None:
         output = AnswerOutput()
         if labels is not None:
             output.logps, output.top1, *rest = _label_tokens(before, lm_head, labels, temperature, entropy)
-            output.entropy = rest[0] if entropy else None
+            output.entropy, output.mean_logits = rest or (None, None)
         if slots is not None:
             rows = torch.arange(before.shape[0], device=before.device)
             logits = lm_head(before[rows, slots.to(before.device)]).float()
@@ -112,7 +114,7 @@ def _states_before_completions(model: PreTrainedModel, completions: Completions,
 def _label_tokens(
     before: Tensor, lm_head: nn.Module, labels: Tensor, temperature: float, entropy: bool
 ) -> tuple[Tensor, ...]:
-    """(logps, top1) and, if asked, entropy, each (B, L), of the labels given the states (B, L + 1) before them."""
+    """(logps, top1) and, if asked, entropy and mean logits, each (B, L), given the states (B, L + 1) before."""
     asked = labels != -100
     states, targets = before[:, :-1][asked], labels[asked]
     parts = []
@@ -136,4 +138,4 @@ def _scores(
         if not entropy:
             return chosen, top1
         logs = torch.log_softmax(logits, dim=-1)
-        return chosen, top1, -(logs.exp() * logs).sum(-1)
+        return chosen, top1, -(logs.exp() * logs).sum(-1), logits.mean(-1)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_builders.folds import assign_folds, dev_speakers, place, split_of
+from data_builders.folds import assign_folds, dev_speakers, place, some_speakers, speaker_part, split_of
 from reasoning.clips import Clip
-from reasoning.errors import CorpusError
+from reasoning.errors import ConfigError, CorpusError
 
 
 def clips_of(counts: dict[str, int], sexes: dict[str, str]) -> list[Clip]:
@@ -94,3 +94,23 @@ def test_dev_is_half_of_the_next_fold_in_both_sexes():
 def test_fewer_speakers_than_folds_are_refused():
     with pytest.raises(CorpusError, match="4 speakers cannot fill 5"):
         assign_folds(dict.fromkeys("abcd", 3), dict.fromkeys("abcd"))
+
+
+@given(st.floats(0.05, 0.95))
+@settings(max_examples=20)
+def test_parts_of_the_speakers_share_nobody_and_together_are_all(cut):
+    clips = clips_of(SPEAKERS, SEXES)
+    first, second = some_speakers(clips, f"0:{cut:.4f}"), some_speakers(clips, f"{cut:.4f}:1")
+    heard, kept = ({clip.speaker for clip in part} for part in (first, second))
+    assert not heard & kept
+    assert heard | kept == set(SPEAKERS)
+    assert len(heard) == pytest.approx(cut * len(SPEAKERS), abs=0.51)
+    assert [clip for clip in clips if clip.speaker in heard] == list(first)
+    assert some_speakers(clips[::-1], f"0:{cut:.4f}") == first[::-1]
+    assert some_speakers(clips, None) == tuple(clips)
+
+
+@pytest.mark.parametrize("part", ["0.5", "1:0", "0:1.2", "a:b", "", ":", "0.3:0.3", "-1:1", "1..:2"])
+def test_a_part_that_is_not_from_to_is_refused(part):
+    with pytest.raises(ConfigError, match="expected FROM:TO"):
+        speaker_part(part)

@@ -64,7 +64,7 @@ def test_an_option_on_the_command_line_wins_over_the_config(
         ("a: b: c", ("not YAML",)),
     ],
 )
-@pytest.mark.parametrize("command", ["sft", "grpo"])
+@pytest.mark.parametrize("command", ["sft", "dpo", "grpo"])
 def test_a_wrong_config_is_one_line_that_names_key_and_value(
     command: str, line: str, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -80,7 +80,7 @@ def test_a_wrong_config_is_one_line_that_names_key_and_value(
     assert not out.exists(), "something was written before the options were known to be good"
 
 
-@pytest.mark.parametrize("command", ["sft", "grpo"])
+@pytest.mark.parametrize("command", ["sft", "dpo", "grpo"])
 def test_a_config_that_is_not_there_is_named(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     main = importlib.import_module(f"launch.{command}").main
     with pytest.raises(SystemExit):

@@ -22,6 +22,15 @@ def test_rows_are_the_training_speakers_of_the_fold_and_no_others(tone_corpus):
     assert len(training_rows(DataArguments(data=str(tone_corpus), limit=7))[1]) == 7
 
 
+def test_runs_on_two_parts_of_the_speakers_share_none_of_them(tone_corpus):
+    parts = [training_rows(DataArguments(data=str(tone_corpus), speakers=part))[1] for part in ("0:0.7", "0.7:1")]
+    first, second = ({row["speaker"] for row in rows} for rows in parts)
+    assert len(first) > len(second) > 0
+    assert not first & second
+    with pytest.raises(ConfigError, match="speakers: is '7', expected FROM:TO"):
+        DataArguments(data=str(tone_corpus), speakers="7")
+
+
 def test_a_rank_that_believes_it_is_alone_is_stopped(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_ranks(SimpleNamespace(world_size=2))

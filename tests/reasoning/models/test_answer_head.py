@@ -48,13 +48,15 @@ def test_log_probabilities_entropy_and_gradients_equal_those_of_the_full_logits(
     monkeypatch.setattr(answer_head, "CHUNK", chunk)
     weight = loaded.base.get_submodule("model.language_model.layers.0.mlp.up_proj").weight
     weight.requires_grad_(True)
-    _, chosen, entropy = naive(loaded, batch, 0.7)
+    logits, chosen, entropy = naive(loaded, batch, 0.7)
     (expected,) = torch.autograd.grad(chosen.sum(), weight)
     add_answer_head(loaded.base, prompter.label_ids)
     out = loaded.base(**batch, answer_head=True, temperature=0.7, entropy=True)
     (gradient,) = torch.autograd.grad(out.logps.sum(), weight)
     torch.testing.assert_close(out.logps[:, 1:], chosen, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(out.entropy[:, 1:], entropy, atol=1e-5, rtol=1e-4)
+    mean = logits[:, :-1].mean(-1) / 0.7 * (batch["labels"][:, 1:] != -100)
+    torch.testing.assert_close(out.mean_logits[:, 1:], mean, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
     assert not out.logps[:, 0].any()
 
