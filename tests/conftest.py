@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,6 +54,10 @@ def shared_crema_d() -> Path:
 @pytest.fixture
 def free_port() -> int:
     """A port of this machine on which nothing listens."""
+    return unused_port()
+
+
+def unused_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return probe.getsockname()[1]
 
@@ -250,3 +259,49 @@ def trained_checkpoint(
 
 
 TRAINING_STEPS = 220
+
+
+@dataclass(frozen=True)
+class VllmServer:
+    """`equivox serve` on the trained checkpoint. model: the name that it gave itself."""
+
+    url: str
+    model: str
+
+
+@pytest.fixture(scope="session")
+def vllm_server(
+    tmp_path_factory: pytest.TempPathFactory, trained_checkpoint: TrainedCheckpoint
+) -> Iterator[VllmServer]:
+    """The one server of a test session, started by the command that users type."""
+    from reasoning.errors import EvaluationError
+    from reasoning.inference.endpoint import Endpoint
+
+    port, log = unused_port(), tmp_path_factory.mktemp("serve") / "log"
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "serve",
+        "--model",
+        str(trained_checkpoint.model),
+        "--port",
+        str(port),
+    ]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=out, stderr=out, start_new_session=True)
+    try:
+        endpoint, served = Endpoint(f"http://127.0.0.1:{port}/v1", retries=0), None
+        while served is None:
+            assert process.poll() is None, log.read_text()[-4000:]
+            time.sleep(1)
+            with contextlib.suppress(EvaluationError):
+                served = endpoint.get("/models")["data"][0]["id"]
+        yield VllmServer(endpoint.url, served)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,115 @@
+"""vLLM against transformers on a trained checkpoint, offline and served: same prompts, texts and label shares."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from reasoning.distributions import jsd_bits, normalize_votes
+from reasoning.errors import ConfigError, ModelError
+from reasoning.inference.endpoint import Endpoint
+from reasoning.inference.engine import Request
+from reasoning.inference.server_engine import LocalCheckpoint, ServerEngine
+from reasoning.inference.vllm_engine import VllmEngine, require_vllm
+
+LABEL_TOLERANCE = 1e-4
+"""Largest difference of a label's probability between two engines in float32. docs/engines.md states it."""
+
+
+@pytest.fixture(scope="session")
+def offline(trained_checkpoint, tones):
+    """The one vLLM engine of a test session: starting one takes from half a minute to minutes."""
+    return VllmEngine(trained_checkpoint.model, tones.emotions, batch_size=5)
+
+
+@pytest.fixture(scope="session")
+def served(vllm_server, trained_checkpoint, tones):
+    """The engine on `equivox serve`: here vLLM's own tower hears, and its own template writes the prompt."""
+    checkpoint = LocalCheckpoint.read(trained_checkpoint.model)
+    return ServerEngine(Endpoint(vllm_server.url), tones.emotions, model=vllm_server.model, checkpoint=checkpoint)
+
+
+def with_controls(requests):
+    """True audio, no audio, silence and no words, in one stream."""
+    silence = Request("silent", np.zeros(12_000, np.float32), "a tone")
+    return [*requests, Request("deaf", None, "a tone"), silence, Request("wordless", requests[0].audio, None)]
+
+
+def label_rows(engine, requests):
+    return np.array([s.probabilities for s in engine.score_labels(requests)])
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["offline", "served"])
+class TestParity:
+    @pytest.fixture
+    def engine(self, request, name):
+        return request.getfixturevalue(name)
+
+    @pytest.mark.parametrize("swapped", [False, True])
+    def test_greedy_texts_are_the_same_with_true_and_with_swapped_audio(self, engine, tones, swapped):
+        asked = with_controls(tones.shifted() if swapped else tones.requests)
+        assert list(engine.generate(asked, max_new_tokens=96)) == list(tones.engine.generate(asked, max_new_tokens=96))
+
+    @pytest.mark.parametrize("swapped", [False, True])
+    def test_label_shares_agree_with_true_and_with_swapped_audio(self, engine, tones, swapped):
+        asked = with_controls(tones.shifted() if swapped else tones.requests)
+        np.testing.assert_allclose(label_rows(engine, asked), label_rows(tones.engine, asked), atol=LABEL_TOLERANCE)
+
+    def test_swapped_audio_costs_more_than_a_quarter_of_a_bit(self, engine, tones):
+        votes = normalize_votes(tones.votes)
+        true = jsd_bits(votes, label_rows(engine, tones.requests)).mean()
+        assert true < 0.1
+        assert jsd_bits(votes, label_rows(engine, tones.shifted())).mean() > true + 0.25
+
+    def test_own_thinking_is_closed_and_stood_on(self, engine, tones):
+        asked = [Request(r.id, r.audio, r.transcript, "think") for r in tones.requests[:3]]
+        before = engine.max_thinking_tokens, tones.engine.max_thinking_tokens
+        engine.max_thinking_tokens = tones.engine.max_thinking_tokens = 6
+        for one, other in zip(engine.score_labels(asked), tones.engine.score_labels(asked), strict=True):
+            assert (one.prefix, one.forced) == (other.prefix, other.forced) == ("own_think", True)
+            np.testing.assert_allclose(one.probabilities, other.probabilities, atol=LABEL_TOLERANCE)
+        engine.max_thinking_tokens, tones.engine.max_thinking_tokens = before
+
+    def test_a_clips_sample_depends_on_the_seed_and_not_on_its_neighbours(self, engine, tones):
+        def sample(requests, seed):
+            return {g.id: g.text for g in engine.generate(requests, max_new_tokens=60, temperature=1.5, seed=seed)}
+
+        whole = sample(tones.requests, 1)
+        assert {k: v for k, v in whole.items() if k == tones.requests[3].id} == sample(tones.requests[3:4], 1)
+        assert whole != sample(tones.requests, 2)
+
+    def test_a_prompt_that_does_not_fit_is_refused_with_clip_length_and_limit(self, engine, tones):
+        with pytest.raises(ModelError, match=rf"\[{tones.requests[0].id}\] prompt: needs \d+ prompt .* holds 1024"):
+            list(engine.generate(tones.requests[:1], max_new_tokens=1000))
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_audio_tokens_are_never_sampled_even_by_a_model_that_wants_nothing_else(offline, tones):
+    never = set(tones.engine.loaded.modality_token_ids())
+    prompts = offline._prompts(tones.requests[:4], [""] * 4, 40)
+    eager = {"temperature": 2.0, "max_tokens": 40, "ignore_eos": True, "logit_bias": dict.fromkeys(never, 100.0)}
+    banned = offline._run(prompts, [eager] * 4)
+    assert not never & {token for c in banned for token in c.token_ids}
+    offline.never, kept = [], offline.never
+    free = offline._run(prompts, [eager] * 4)
+    offline.never = kept
+    assert {token for c in free for token in c.token_ids} <= never
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_clip_passes_the_tower_once_for_all_its_prompts(offline, tones):
+    list(offline.score_labels(tones.requests))
+    before = offline.memory.passes
+    list(offline.generate(tones.requests, max_new_tokens=3))
+    list(offline.score_labels(tones.shifted()))
+    assert offline.memory.passes == before
+
+
+def test_without_vllm_the_cure_is_named(monkeypatch):
+    monkeypatch.setattr("reasoning.inference.vllm_engine.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"vLLM is not installed.*docs/engines.md"):
+        require_vllm()
