@@ -10,7 +10,7 @@ import argparse
 import time
 from pathlib import Path
 
-from launch import preferences
+from launch import cot, preferences
 from launch.cli import run
 
 
@@ -45,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
         description=str(preferences.__doc__).split("\n\n", 1)[1],
     )
     preferences.add_arguments(pairs)
+    traces = corpora.add_parser(
+        "cot",
+        help="reasoning traces for a prepared corpus's clips, grounded in measured vocal cues",
+        description=str(cot.__doc__).split("\n\n", 1)[1],
+    )
+    cot.add_arguments(traces)
     for corpus in (crema_d, studio):
         corpus.add_argument("--out", type=Path, required=True, help="corpus folder to write, such as data/crema_d")
     return top
@@ -52,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    if args.corpus == "cot":
+        cot.prepare(args)
+        return 0
     if args.corpus == "preferences":
         preferences.prepare(args)
         return 0

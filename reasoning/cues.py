@@ -220,7 +220,7 @@ def _voice(samples: NDArray) -> dict[str, float]:
     return {
         "pitch": float(np.median(semitones)),
         "pitch range": _spread(semitones),
-        "pitch slope": float(theilslopes(semitones, voiced * HOP_SECONDS).slope),
+        "pitch slope": float(np.asarray(theilslopes(semitones, voiced * HOP_SECONDS))[0]),
         "timbre": _alpha_ratio(samples, voiced),
         "voice quality": float(np.median(10 * np.log10(periodic / (1 - periodic)))),
     }

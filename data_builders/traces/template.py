@@ -8,13 +8,15 @@ Wording varies with the seed and the clip; what is claimed does not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_builders.synthesis.prosody import DIMENSIONS, PROTOTYPES, prototypes_in_units
+from data_builders.traces.cot import Draft
 from reasoning.clips import Clip
 from reasoning.cues import CUES, Cue
 from reasoning.distributions import entropy_bits, normalize_votes
@@ -22,8 +24,8 @@ from reasoning.emotions import EmotionSet
 from reasoning.grounding import NOUNS, USUAL
 from reasoning.verifier import Trace, write_trace
 
-WRITER = "template 1"
-"""Name and version; the version changes when the same clip would get another trace."""
+VERSION = "1"
+"""Changes when the same clip would get another trace."""
 
 VOICE_CUES, WEIGHED_CUES = 4, 3
 """At most so many cues are named and weighed: the ones furthest from usual, then usual ones."""
@@ -66,6 +68,24 @@ _ROOM = (
 )
 _FOR = ("speaks for", "fits", "favours", "points to")
 _AGAINST = ("speaks against", "opposes", "against")
+
+
+@dataclass(frozen=True)
+class TemplateWriter:
+    """The writer as data_builders.traces.cot takes it; see `write`."""
+
+    emotions: EmotionSet
+    seed: int = 0
+    saw_votes: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"template {VERSION}"
+
+    def write(self, clips: Sequence[Clip], cues: Mapping[str, Mapping[str, Cue]]) -> Iterator[Draft]:
+        for clip in clips:
+            thinking = write(clip, cues[clip.id], self.emotions, self.seed, self.saw_votes)
+            yield Draft(clip.id, thinking, None if thinking else "too few cues were measured")
 
 
 def write(clip: Clip, cues: Mapping[str, Cue], emotions: EmotionSet, seed: int, show_votes: bool = False) -> str | None:

@@ -1,0 +1,70 @@
+"""equivox prepare cot --data data/crema_d --out data/crema_d/traces.parquet
+
+Measures the vocal cues of every clip, writes a reasoning trace for each and keeps those that the verifier finds true of
+the clip, in line with its votes, and not giving them away. Measured cues stay in cues.parquet in the corpus folder, so
+that a run that was killed, or one with other options, does not measure again; traces are written anew each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from reasoning.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `equivox prepare cot`."""
+    parser.add_argument("--data", type=Path, required=True, help="corpus folder written by `equivox prepare`")
+    parser.add_argument("--out", type=Path, required=True, help="file of traces to write, such as traces.parquet")
+    parser.add_argument("--seed", type=int, default=0, help="other wording of the same claims (default: %(default)s)")
+    parser.add_argument(
+        "--show-votes",
+        action="store_true",
+        help="let the writer see the votes: it names the true cues that speak for them first; stored as saw_votes",
+    )
+    parser.add_argument(
+        "--keep-unverified", action="store_true", help="write rejected traces too, each with the reasons against it"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument("--show", type=int, default=1, help="kept traces to print (default: %(default)s)")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Write the file of traces and print what was measured, kept and rejected, and why."""
+    from data_builders.rows import read_corpus
+    from data_builders.traces import cot
+    from data_builders.traces.template import TemplateWriter
+    from data_builders.traces.trace_file import write_traces
+
+    if args.workers < 1:
+        raise ConfigError(f"is {args.workers}, expected 1 or more", field="--workers")
+    start = time.perf_counter()
+    corpus = read_corpus(args.data)
+    writer = TemplateWriter(corpus.info.emotions, args.seed, args.show_votes)
+    made = cot.prepare(corpus, args.data, writer, args.workers)
+    rows = made.rows if args.keep_unverified else made.kept
+    write_traces(args.out, rows, corpus)
+    print(summary(corpus, writer, made, args.out, len(rows), time.perf_counter() - start))
+    votes = {clip.id: clip.votes for clip in corpus.clips}
+    for row in made.kept[: args.show]:
+        counts = ", ".join(f"{n} {v}" for n, v in zip(corpus.info.emotions.names, votes[row.id], strict=True) if v)
+        print(f"\n{row.id} (votes: {counts})\n{row.thinking}")
+
+
+def summary(corpus, writer, made, out: Path, written: int, seconds: float) -> str:
+    """What was measured, what is not and why, and what the verifier said; `seconds`: wall time of the run."""
+    from reasoning.verifier import REASONS
+
+    clips, kept = len(corpus.clips), len(made.kept)
+    votes = "the writer saw the votes" if writer.saw_votes else "the writer did not see the votes"
+    lines = [f"{corpus.info.name}: {clips:,} clips, traces by {writer.name} ({votes})"]
+    lines += [f"  not measured  {n:,} {name}: {gap}" for (name, gap), n in made.gaps.items()]
+    lines += [f"  no trace      {n:,} {problem}" for problem, n in made.unwritten.items()]
+    lines += [f"  rejected      {n:,} {reason}: {REASONS[reason]}" for reason, n in made.rejected.items()]
+    lines.append(f"  kept          {kept:,} of {clips:,} ({kept / clips:.0%})")
+    unverified = f", {written - kept:,} of them unverified" if written > kept else ""
+    lines.append(f"  {out}: {written:,} traces{unverified}, written in {seconds:.1f} s")
+    return "\n".join(lines)

@@ -1,0 +1,49 @@
+"""equivox prepare cot: what it prints and writes, that it is repeatable, and what it refuses."""
+
+import pyarrow.parquet as pq
+import pytest
+
+from data_builders.rows import read_corpus
+from data_builders.traces.trace_file import read_trace_rows, read_traces
+from launch.prepare import main
+from reasoning.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studio")
+    assert main(["studio", "--out", str(folder), "--clips", "24"]) == 0
+    return folder
+
+
+def test_verified_traces_are_written_and_counted_and_a_second_run_writes_the_same(corpus, tmp_path, capsys):
+    argv = ["cot", "--data", str(corpus), "--out", str(tmp_path / "traces.parquet"), "--workers", "1", "--show", "2"]
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    rows = read_trace_rows(tmp_path / "traces.parquet", read_corpus(corpus))
+    assert rows
+    assert {row.verdict for row in rows} == {"kept"}
+    assert f"kept          {len(rows)} of 24" in printed
+    assert "the writer did not see the votes" in printed
+    assert printed.count("\nWeighing: ") == 2
+    before = (tmp_path / "traces.parquet").read_bytes()
+    assert main(argv) == 0
+    assert (tmp_path / "traces.parquet").read_bytes() == before
+
+
+def test_unverified_traces_are_written_only_when_asked(corpus, tmp_path, capsys):
+    out = tmp_path / "traces.parquet"
+    argv = ["cot", "--data", str(corpus), "--out", str(out), "--workers", "1", "--show", "0"]
+    assert main([*argv, "--keep-unverified"]) == 0
+    rows = read_trace_rows(out, read_corpus(corpus))
+    rejected = [row for row in rows if row.verdict == "rejected"]
+    assert rejected
+    assert f"{len(rejected)} of them unverified" in capsys.readouterr().out
+    assert len(read_traces(out, read_corpus(corpus))) == len(rows) - len(rejected)
+    assert main([*argv, "--show-votes"]) == 0
+    assert all(pq.read_table(out)["saw_votes"].to_pylist())
+
+
+def test_impossible_options_are_refused(corpus, tmp_path):
+    with pytest.raises(ConfigError, match="--workers"):
+        main(["cot", "--data", str(corpus), "--out", str(tmp_path / "t"), "--workers", "0"])
