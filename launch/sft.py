@@ -35,7 +35,14 @@ class AmbiguityArguments:
         },
     )
 
+    shares_temperature: float = field(
+        default=1.0,
+        metadata={"help": "With shares_from readout: below 1 the shares are sharper, so fewer of them are not 0."},
+    )
+
     def __post_init__(self) -> None:
+        if not self.shares_temperature > 0:
+            raise ConfigError(f"is {self.shares_temperature}, expected more than 0", field="shares_temperature")
         if self.shares_from not in ("votes", "readout"):
             raise ConfigError(f"is {self.shares_from!r}, expected votes or readout", field="shares_from")
         if self.share_digits not in (1, 2):
@@ -84,6 +91,7 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
         rows=rows,
         kl_weight=ambiguity.kl_weight,
         shares_from=ambiguity.shares_from,
+        shares_temperature=ambiguity.shares_temperature,
         args=args,
         callbacks=[RunRecorder(folder, loaded)],
     )

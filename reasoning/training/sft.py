@@ -26,8 +26,8 @@ class AmbiguitySFTTrainer(SFTTrainer):
     """SFTTrainer whose loss is the response's cross-entropy plus `kl_weight` times the KL of the votes at the slot.
 
     rows: as training/collate.py takes them. shares_from: what the written Shares say, `votes` or `readout`: what the
-    model itself reads out at the slot in that step. Logged: `ce` (nats per response token), `vote_kl` (nats per clip),
-    `mean_token_accuracy`, each a mean over the logged steps and all ranks.
+    model itself reads out at the slot in that step, its logits divided by shares_temperature. Logged: `ce` (nats per
+    response token), `vote_kl` (nats per clip), `mean_token_accuracy`, each a mean over the logged steps and all ranks.
     """
 
     def __init__(
@@ -38,12 +38,14 @@ class AmbiguitySFTTrainer(SFTTrainer):
         rows: Sequence[dict[str, Any]],
         kl_weight: float,
         shares_from: str,
+        shares_temperature: float = 1.0,
         args: SFTConfig,
         **kwargs: Any,
     ) -> None:
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.remove_unused_columns = False
-        self._collator, self._kl_weight, self._shares_from = collator, kl_weight, shares_from
+        self._collator, self._kl_weight = collator, kl_weight
+        self._shares_from, self._shares_temperature = shares_from, shares_temperature
         self._rows = [{**row, "row": i} for i, row in enumerate(rows)]
         super().__init__(
             model=loaded.model,
@@ -95,7 +97,7 @@ class AmbiguitySFTTrainer(SFTTrainer):
         names = ("input_features", "feature_attention_mask")
         before = {name: inputs[name][:, : int(slots.max())] for name in ("input_ids", "attention_mask")}
         output = model(**before, **{name: inputs[name] for name in names}, slots=slots, answer_head=True)
-        shares_BK = torch.softmax(output.label_logits, dim=-1).tolist()
+        shares_BK = torch.softmax(output.label_logits / self._shares_temperature, dim=-1).tolist()
         return self._prepare_inputs(self._collator([self._rows[i] for i in rows.tolist()], shares_BK))
 
     def _log_means(self, mode: str, ce_sum: Tensor, top1: Tensor, tokens: Tensor, kl: Tensor) -> None:
