@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -72,6 +75,15 @@ def mine(folder: Path) -> list[str]:
 
 def completions(out: Path, name: str) -> list[dict]:
     return pq.read_table(out / "completions" / f"{name}.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Adapters are compared bit by bit, and with two threads the same run twice differs in the last one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +193,34 @@ def test_a_reward_that_raises_stops_the_run_with_all_saved_and_mended_it_goes_on
     main(again)
     a, b = weights(finished[0]), weights(out)
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_reward_that_raises_in_one_rank_stops_both_and_keeps_the_rollout_of_both(trained_checkpoint, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import os\n\ndef remote(completions, **columns):\n"
+        "    if os.environ['RANK'] == '1':\n        raise LookupError('the judge is gone')\n"
+        "    return [float(i) for i in range(len(completions))]\n"
+    )
+    out, repository = tmp_path / "run", Path(__file__).parents[3]
+    launcher = [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
+        "--config_file", str(repository / "accelerate_configs" / "cpu.yaml"), "--main_process_port", "0",
+    ]  # fmt: skip
+    options = arguments(
+        trained_checkpoint, out, rewards=[f"{tmp_path}/mine.py:remote"], reward_weights=[1],
+        per_device_train_batch_size=4, gradient_accumulation_steps=1,
+    )  # fmt: skip
+    run = subprocess.run(
+        [*launcher, "-m", "launch.grpo", *options], cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=500, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode != 0
+    assert "remote: raised LookupError: the judge is gone" in run.stderr
+    rollout = completions(out, "failed_00001")
+    assert [row["remote"] for row in rollout] == [0.0, 1.0, 2.0, 3.0] + [None] * 4
+    assert len({row["clip"] for row in rollout}) == 2
 
 
 def test_policy_log_probabilities_fall_by_nats_when_the_audio_is_swapped(trainer):
