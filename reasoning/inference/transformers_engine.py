@@ -17,6 +17,9 @@ from reasoning.models.memory import AudioMemory, Heard
 from reasoning.models.prompter import Prompter, prompt_batch
 from reasoning.response import ANSWER_PREFIX
 
+WHOLE = {"top_k": 0, "top_p": 1.0}
+"""Sample from the whole distribution: unless told, transformers keeps 50 tokens, or what a checkpoint says."""
+
 
 class TransformersEngine:
     """Engine over a loaded model. batch_size: clips at a time. max_thinking_tokens: for the own_think label readout."""
@@ -42,13 +45,17 @@ class TransformersEngine:
         self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> Iterator[Generation]:
         """A text for each request; temperature 0 is greedy. The same seed, requests and batch size give the same."""
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        sampling = {"do_sample": True, "temperature": temperature, **WHOLE} if temperature > 0 else {"do_sample": False}
         for number, part in enumerate(self._batches(requests)):
             with torch.random.fork_rng():
                 torch.manual_seed(seed + number)
                 prompts, heard = self._prompts(part)
                 rows = generate_ids(
-                    self.loaded, prompt_batch(self.prompter, prompts, heard), max_new_tokens=max_new_tokens, **sampling
+                    self.loaded,
+                    prompt_batch(self.prompter, prompts, heard),
+                    max_new_tokens=max_new_tokens,
+                    repetition_penalty=1.0,
+                    **sampling,
                 )
             for request, ids in zip(part, rows, strict=True):
                 text = self.prompter.tokenizer.decode(ids, skip_special_tokens=True)

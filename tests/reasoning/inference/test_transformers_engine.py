@@ -79,6 +79,21 @@ def test_a_cut_generation_is_marked_and_the_same_seed_samples_the_same(asked):
     assert sample[0] == sample[1] != sample[2]
 
 
+def test_sampling_options_of_a_checkpoint_do_not_reach_an_answer(asked):
+    engine, requests, *_ = asked
+    config = engine.loaded.base.generation_config
+
+    def texts(temperature):
+        return [g.text for g in engine.generate(requests[:3], max_new_tokens=40, temperature=temperature)]
+
+    before = texts(0.0), texts(1.5)
+    config.repetition_penalty, config.top_k, config.top_p = 5.0, 1, 0.1
+    after = texts(0.0), texts(1.5)
+    config.repetition_penalty = config.top_k = config.top_p = None
+    assert before == after
+    assert before[0] != before[1]
+
+
 def test_own_thinking_without_an_end_is_closed_and_counted_as_forced(asked):
     engine, requests, *_ = asked
     short = TransformersEngine(engine.loaded, engine.prompter.emotions, memory=engine.memory, max_thinking_tokens=4)
