@@ -6,6 +6,7 @@ each sample carries its clip's row, and every forward fetches that clip's featur
 Seams of TRL 1.16 used (contract test: tests/reasoning/training/test_trl_seams.py): `_tokenize_prompts`,
 `_generate_single_turn`, `_get_per_token_logps_and_entropies`, `_calculate_rewards`, `_generate_and_score_completions`
 (its keys `completion_ids`, `completion_mask`, `tool_mask`, `advantages`, `num_items_in_batch`) and `_compute_loss`.
+Beside them `_log_completion_extra` and `_metrics` are written to, and a reward that fails is handled in stopping.py.
 """
 
 from __future__ import annotations
