@@ -27,6 +27,9 @@ from reasoning.verifier import Trace, write_trace
 VERSION = "1"
 """Changes when the same clip would get another trace."""
 
+TOO_LITTLE = "what was measured speaks for fewer than two emotions"
+"""Why a clip gets no trace."""
+
 VOICE_CUES, WEIGHED_CUES = 4, 3
 """At most so many cues are named and weighed: the ones furthest from usual, then usual ones."""
 
@@ -85,7 +88,7 @@ class TemplateWriter:
     def write(self, clips: Sequence[Clip], cues: Mapping[str, Mapping[str, Cue]]) -> Iterator[Draft]:
         for clip in clips:
             thinking = write(clip, cues[clip.id], self.emotions, self.seed, self.saw_votes)
-            yield Draft(clip.id, thinking, None if thinking else "too few cues were measured")
+            yield Draft(clip.id, thinking, None if thinking else TOO_LITTLE)
 
 
 def write(clip: Clip, cues: Mapping[str, Cue], emotions: EmotionSet, seed: int, show_votes: bool = False) -> str | None:
@@ -136,15 +139,12 @@ def choose_cues(cues: Mapping[str, Cue], emotions: EmotionSet, votes: Sequence[i
 def stances(cue: str, level: int, emotions: EmotionSet) -> NDArray[np.int_]:
     """Shape (K,): 1 for each emotion that a cue at this level speaks for, -1 against, 0 neither.
 
-    A marked cue speaks for the prototypes that move that way and against those that move the other way; a very marked
-    one also against a prototype that moves nowhere (neutral). A usual cue speaks for those that leave it where it is.
+    A marked cue speaks for the prototypes that move that way and against those that move the other way, a usual one for
+    those that leave it where it is.
     """
     direction_K = _directions(emotions.names)[:, list(_SETTINGS).index(cue)]
-    if level == 0:
-        return np.where(direction_K == 0, 1, 0)
-    still_K = (_directions(emotions.names) == 0).all(axis=1) & (abs(level) == 2)
-    stance_K = np.where(np.isnan(direction_K), 0, direction_K * np.sign(level))
-    return np.where(still_K, -1, stance_K).astype(int)
+    stance_K = (direction_K == 0) if level == 0 else np.nan_to_num(direction_K) * np.sign(level)
+    return np.asarray(stance_K, dtype=int)
 
 
 def words_lean(transcript: str | None, language: str) -> int | None:

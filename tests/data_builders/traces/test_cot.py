@@ -8,7 +8,7 @@ import soundfile
 
 from data_builders.rows import Corpus, CorpusInfo, read_corpus, write_corpus
 from data_builders.traces.cot import Draft, prepare
-from data_builders.traces.template import TemplateWriter
+from data_builders.traces.template import TOO_LITTLE, TemplateWriter
 from data_builders.traces.trace_file import read_trace_rows, read_traces, write_traces
 from reasoning.clips import Clip
 from reasoning.emotions import CREMA_D
@@ -48,7 +48,7 @@ def corpus(tmp_path) -> Corpus:
 def test_every_clip_is_written_or_counted_and_rejections_have_their_reasons(corpus, tmp_path):
     made = prepare(corpus, tmp_path, TemplateWriter(CREMA_D, 0), progress=False)
     assert len(made.rows) + sum(made.unwritten.values()) == len(corpus.clips) == 24
-    assert made.unwritten == {"too few cues were measured": 2}
+    assert made.unwritten == {TOO_LITTLE: 2}
     assert made.gaps["pitch", "no_speech"] == 2
     assert all((row.verdict == "rejected") == bool(row.reasons) for row in made.rows)
     assert sum(made.rejected.values()) == sum(len(row.reasons) for row in made.rows)
