@@ -138,7 +138,6 @@ def test_policy_and_reference_lose_over_five_nats_an_answer_when_the_audio_is_of
     deceived = measured(trainer, swapped)
     heard = measured(trainer, rows[:6])
     for side in ("logps/chosen", "ref_logps/chosen"):
-        print("EFFECT", side, heard[side], deceived[side])
         assert heard[side] - deceived[side] > 5, side
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ def test_chosen_and_rejected_share_prompt_and_audio_and_only_answers_without_vot
     for i in range(6):
         row, side = rows[i % 3], "chosen" if i < 3 else "rejected"
         ids, mask, asked = (batch[name][i] for name in ("input_ids", "attention_mask", "completion_mask"))
-        heard = memory.hear([row["audio"]])[0]
+        heard = memory.hear([Path(row["audio"])])[0]
         assert ids[:width][mask[:width] == 1].tolist() == prompter.prompt_ids(row["transcript"], heard, "no_think")
         answer = ids[width:][mask[width:] == 1].tolist()
         assert answer[-1] == prompter.eos_id

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import pytest
 import trl
 from packaging.version import Version
-from trl import GRPOTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 
 SEAMS = {
     (SFTTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    (DPOTrainer, "_prepare_dataset"): ["self", "dataset", "processing_class", "args", "dataset_name"],
+    (DPOTrainer, "_compute_loss"): ["self", "model", "inputs", "return_outputs"],
+    (DPOTrainer, "_save"): ["self", "output_dir", "state_dict"],
     (GRPOTrainer, "_tokenize_prompts"): ["self", "prompts"],
     (GRPOTrainer, "_generate_single_turn"): [
         "self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images",
@@ -50,5 +54,31 @@ def test_trl_still_does_inside_what_the_override_relies_on(method, text, why):
     assert text in source, f"TRL {trl.__version__}: {method} no longer holds {text!r}, so: {why}"
 
 
-def test_trl_itself_is_still_deaf_which_is_why_the_override_exists():
+@pytest.mark.parametrize(
+    ("method", "text", "why"),
+    [
+        ("__init__", 'model.add_adapter("ref", default_config)', "the reference is a copy of the starting adapter"),
+        ("__init__", "train_dataset = self._prepare_dataset(", "nothing is tokenized there"),
+        ("_compute_loss", "outputs = model(**model_kwargs, labels=labels, fused_lm_head=True)", "the policy hears"),
+        ("_compute_loss", "self.model(**ref_model_kwargs, labels=labels, fused_lm_head=True)", "the reference hears"),
+        ("_compute_loss", "masked_fill(completion_mask == 0, -100)", "votes and prompts leave the loss"),
+        ("_compute_loss", "outputs.log_probs[:, -seq_len:]", "position i is about token i + 1"),
+    ],
+)
+def test_dpo_still_does_inside_what_the_override_relies_on(method, text, why):
+    source = " ".join(inspect.getsource(getattr(DPOTrainer, method)).split())
+    assert text in source, f"TRL {trl.__version__}: {method} no longer holds {text!r}, so: {why}"
+
+
+def test_dpo_reads_nothing_of_the_fused_head_that_ours_does_not_give():
+    from reasoning.training.dpo import FusedOutput
+
+    read = set(re.findall(r"\boutputs\.(\w+)", inspect.getsource(DPOTrainer._compute_loss)))
+    refused_or_of_mixtures_of_experts = {"log_sum_sq_probs", "aux_loss"}
+    assert read - refused_or_of_mixtures_of_experts <= FusedOutput.__dataclass_fields__.keys()
+    assert "log_probs" in read
+
+
+def test_trl_itself_is_still_deaf_which_is_why_the_overrides_exist():
     assert "audio" not in inspect.getsource(GRPOTrainer).lower()
+    assert "audio" not in inspect.getsource(DPOTrainer).lower()
