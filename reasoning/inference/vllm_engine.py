@@ -68,6 +68,9 @@ class VllmEngine:
     ) -> None:
         require_vllm()
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        on_cpu = best_device().type == "cpu"
+        if on_cpu:  # two more processes would only start later; threads are then this process's, OMP_NUM_THREADS
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from vllm import LLM  # pyright: ignore[reportMissingImports]
 
         # Loaded whole, kept in part: the tower and the projector. The rest is freed when this function returns.
@@ -84,7 +87,7 @@ class VllmEngine:
             str(checkpoint),
             dtype=dtype,
             max_num_seqs=batch_size,
-            enforce_eager=best_device().type == "cpu",
+            enforce_eager=on_cpu,
             enable_mm_embeds=True,
             limit_mm_per_prompt={"audio": 0},  # of audio that vLLM would have to encode itself: its tower stays out
             generation_config="vllm",  # no sampling options from the checkpoint
