@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from reasoning.training.sampling import Sample
 
 MAX_NEW_TOKENS = {"no_think": 96, "think": 512}
-KINDS = ("own", "contrast")
+KINDS = ("own", "contrast", "grounding")
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -41,8 +41,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", type=Path, required=True, help="checkpoint folder")
     p.add_argument("--adapter", type=Path, help="adapter folder of the policy that answers (default: none)")
     p.add_argument("--out", type=Path, required=True, help="file to write, such as data/pairs.parquet")
-    p.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="default: own contrast")
+    p.add_argument("--kinds", nargs="+", choices=KINDS, default=["own", "contrast"], help="default: own contrast")
     p.add_argument("--level", choices=LEVELS, default="no_think", help="prompt level (default: %(default)s)")
+    p.add_argument("--traces", type=Path, help="file of `equivox prepare cot`: what contrast and grounding think")
     p.add_argument("--samples", type=int, default=8, help="answers sampled for a clip (default: %(default)s)")
     p.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
     p.add_argument("--max-new-tokens", type=int, help="default: 96, and 512 at level think")
@@ -55,6 +56,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         type=float,
         default=0.3,
         help="jsd_bits between the votes of two clips, least (default: %(default)s)",
+    )
+    p.add_argument(
+        "--contradictions", type=int, default=2, help="false claims of a rejected Voice line, least (default: 2)"
     )
     p.add_argument(
         "--share-digits", type=int, choices=(1, 2), default=2, help="digits of written shares, as in SFT (default: 2)"
@@ -72,7 +76,7 @@ def check(args: argparse.Namespace) -> None:
     from data_builders.folds import speaker_part
 
     speaker_part(args.speakers)
-    least = {"samples": 2, "pairs_per_clip": 1, "batch_size": 1, "limit": 0}
+    least = {"samples": 2, "pairs_per_clip": 1, "batch_size": 1, "limit": 0, "contradictions": 1}
     for name, value in least.items():
         if getattr(args, name) < value:
             raise ConfigError(
@@ -86,9 +90,14 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"is {args.temperature}, expected more than 0", field="--temperature")
     if not args.balance >= 0:
         raise ConfigError(f"is {args.balance}, expected 0 or more", field="--balance")
-    if args.level == "think" and "contrast" in args.kinds:
-        what = "contrast writes answers without thinking, which level think does not ask for"
-        raise ConfigError(what, field="--kinds", cure="--kinds own, or --level no_think")
+    thinking = {"contrast", "grounding"} & set(args.kinds) if args.level == "think" else set()
+    if thinking and not args.traces:
+        what = f"is missing: level think asks {' and '.join(sorted(thinking))} pairs for thinking"
+        cure = "--traces FILE, as `equivox prepare cot` wrote it, or --kinds own"
+        raise ConfigError(what, field="--traces", cure=cure)
+    if args.level == "no_think" and (args.traces or "grounding" in args.kinds):
+        field = "--traces" if args.traces else "--kinds grounding"
+        raise ConfigError("is of use only where the model thinks", field=field, cure="--level think")
     if args.out.suffix != ".parquet":
         raise ConfigError(f"is {args.out}, expected a name that ends in .parquet", field="--out")
 
@@ -127,9 +136,13 @@ def build(args: argparse.Namespace, corpus: Corpus, clips: Sequence[Clip]) -> tu
     """(pairs of each kind that was asked for, what the policy and its sampling are)."""
     import torch
 
-    from data_builders.preferences import contrast_pairs, own_pairs
+    from data_builders.preferences import contrast_pairs, grounding_pairs, own_pairs
+    from data_builders.traces.measured import corpus_cues
+    from data_builders.traces.trace_file import read_traces
+    from reasoning.grounding import levels_of
     from reasoning.models.loading import best_device, load_model
 
+    traces = read_traces(args.traces, corpus) if args.traces else None
     loaded = load_model(args.model, args.adapter, dtype=getattr(torch, args.dtype), device=best_device())
     policy = settings(args, corpus, loaded.fingerprint)
     emotions = corpus.info.emotions
@@ -137,6 +150,7 @@ def build(args: argparse.Namespace, corpus: Corpus, clips: Sequence[Clip]) -> tu
     def tokens(text: str) -> int:
         return len(loaded.tokenizer.encode(text, add_special_tokens=False)) + 1
 
+    written = {"seed": args.seed, "share_digits": args.share_digits}
     stages = []
     if "own" in args.kinds:
         answers = sampled(args, corpus, clips, loaded, policy)
@@ -146,8 +160,14 @@ def build(args: argparse.Namespace, corpus: Corpus, clips: Sequence[Clip]) -> tu
         )
         stages[-1].left_out["own", "truncated sample"] = sum(s.truncated for found in answers.values() for s in found)
     if "contrast" in args.kinds:
-        far = {"margin_bits": args.contrast_margin, "seed": args.seed, "share_digits": args.share_digits}
-        stages.append(contrast_pairs(clips, emotions, tokens, **far))
+        stages.append(
+            contrast_pairs(clips, emotions, tokens, margin_bits=args.contrast_margin, traces=traces, **written)
+        )
+    if traces is not None and "grounding" in args.kinds:
+        levels = {name: levels_of(cues) for name, cues in corpus_cues(corpus, args.data).items()}
+        stages.append(
+            grounding_pairs(clips, traces, levels, emotions, tokens, contradictions=args.contradictions, **written)
+        )
     return stages, policy
 
 

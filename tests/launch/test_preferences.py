@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from data_builders.pair_file import read_pairs
 from data_builders.rows import read_corpus, split_clips
+from data_builders.traces.measured import corpus_cues
+from data_builders.traces.trace_file import read_traces
 from launch.prepare import main
 from reasoning.distributions import jsd_bits, normalize_votes
 from reasoning.errors import ConfigError
+from reasoning.grounding import ground, levels_of
 from reasoning.response import read_response
 
 
@@ -95,7 +99,10 @@ def test_parts_of_the_speakers_do_not_overlap_and_the_samples_of_another_part_ar
         ({"samples": 1}, "--samples: is 1, expected 2 or more"),
         ({"own-margin": 0}, "--own-margin"),
         ({"temperature": 0}, "--temperature"),
-        ({"level": "think"}, "contrast writes answers without thinking"),
+        ({"level": "think"}, "--traces: is missing: level think asks contrast pairs for thinking"),
+        ({"kinds": "grounding"}, "--kinds grounding: is of use only where the model thinks"),
+        ({"traces": "traces.parquet"}, "--traces: is of use only where the model thinks"),
+        ({"contradictions": 0}, "--contradictions: is 0, expected 1 or more"),
         ({"out": "pairs.json"}, "expected a name that ends in .parquet"),
     ],
 )
@@ -103,3 +110,31 @@ def test_options_that_would_give_no_pairs_are_refused_at_once(changes, says, tra
     with pytest.raises(ConfigError, match=says):
         main(arguments(trained_checkpoint, **({"out": tmp_path / "never.parquet"} | changes)))
     assert not list(tmp_path.iterdir())
+
+
+def test_at_level_think_contrast_and_grounding_pairs_think_verified_traces_of_the_clip(trained_checkpoint, tmp_path):
+    data, traces_file, out = tmp_path / "tones", tmp_path / "traces.parquet", tmp_path / "pairs.parquet"
+    shutil.copytree(trained_checkpoint.corpus, data)  # what is measured is kept in the corpus folder
+    main(["cot", "--data", str(data), "--out", str(traces_file), "--show-votes", "--workers", "1"])
+    options = {"data": data, "level": "think", "traces": traces_file, "limit": 0}
+    main([*arguments(trained_checkpoint, out, **options), "--kinds", "contrast", "grounding"])
+
+    corpus = read_corpus(data)
+    traces = read_traces(traces_file, corpus)
+    levels = {name: levels_of(cues) for name, cues in corpus_cues(corpus, data).items()}
+    pairs, made = read_pairs(out)
+    assert made["level"] == "think"
+    assert {pair.kind for pair in pairs} == {"contrast", "grounding"}
+    for pair in pairs:
+        chosen, rejected = (read_response(text, corpus.info.emotions) for text in (pair.chosen, pair.rejected))
+        assert chosen.thinking == traces[pair.id]
+        if pair.kind == "grounding":
+            assert rejected.probabilities == chosen.probabilities
+            lines = list(zip(chosen.thinking.splitlines(), rejected.thinking.splitlines(), strict=True))
+            assert [a == b for a, b in lines] == [True, False, True, True]
+            true, false = (line.removeprefix("Voice: ") for line in lines[1])
+            assert not ground(true, levels[pair.id]).false
+            assert len(ground(false, levels[pair.id]).false) >= 2
+        else:
+            assert rejected.thinking in traces.values()
+            assert rejected.thinking != chosen.thinking

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -293,6 +294,25 @@ def test_a_fresh_adapter_starts_from_the_base_and_limit_takes_the_pairs_of_the_f
     assert float(line["rewards/margins"]) == pytest.approx(0, abs=1e-4)
     expected = math.log(2) - 0.2 * float(line["logps/chosen"]) / 60 + 0.5 * float(line["vote_kl"])
     assert float(line["loss"]) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.distributed
+def test_two_ranks_give_the_one_process_result(arguments, adapter, tmp_path):
+    """Half the pairs on each of two CPU ranks: the same adapter within rounding."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    common = {"max_steps": 2, "save_strategy": "no"}
+    main(arguments(one, **common, per_device_train_batch_size=8))
+    repository = Path(__file__).parents[3]
+    launcher = [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
+        "--config_file", str(repository / "accelerate_configs" / "cpu.yaml"), "--main_process_port", "0",
+    ]  # fmt: skip
+    command = [*launcher, "-m", "launch.dpo", *arguments(two, **common, per_device_train_batch_size=4)]
+    subprocess.run(command, check=True, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    a, b, start = weights(one), weights(two), weights(adapter)
+    assert max(float((a[name] - start[name]).abs().max()) for name in a) > 1e-3
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=2e-4, rtol=1e-2)
 
 
 @pytest.mark.parametrize(
