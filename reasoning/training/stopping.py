@@ -94,7 +94,9 @@ def save_where_it_stands(trainer: Any, before_rollout: RandomState) -> Path | No
     checkpoint = folder / f"checkpoint-{step}"
     if not trainer.model.training or step == 0 or trainer._step % trainer.args.gradient_accumulation_steps:
         return None
-    if not (checkpoint / "trainer_state.json").is_file():
+    there = (checkpoint / "trainer_state.json").is_file()
+    trainer.accelerator.wait_for_everyone()  # no rank may write it before the last has looked
+    if not there:
         before_rollout.restore()
         trainer._save_checkpoint(trainer.model, trial=None)
         trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
