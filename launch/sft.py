@@ -27,24 +27,7 @@ class AmbiguityArguments:
         metadata={"help": "Digits that written shares are rounded to, 1 or 2. One is easier to keep to a sum of 1."},
     )
 
-    shares_from: str = field(
-        default="votes",
-        metadata={
-            "help": "What the written shares say: votes, or readout, the model's own at the vote slot, which the KL "
-            "pulls to the votes. A small model's likeliest string of votes is sharper than its belief (docs/train.md)."
-        },
-    )
-
-    shares_temperature: float = field(
-        default=1.0,
-        metadata={"help": "With shares_from readout: below 1 the shares are sharper, so fewer of them are not 0."},
-    )
-
     def __post_init__(self) -> None:
-        if not self.shares_temperature > 0:
-            raise ConfigError(f"is {self.shares_temperature}, expected more than 0", field="shares_temperature")
-        if self.shares_from not in ("votes", "readout"):
-            raise ConfigError(f"is {self.shares_from!r}, expected votes or readout", field="shares_from")
         if self.share_digits not in (1, 2):
             raise ConfigError(f"is {self.share_digits}, expected 1 or 2", field="share_digits")
         if self.kl_weight < 0:
@@ -66,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> None:
     """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
+    from datasets import Dataset
+
     from launch.training import load_for_training, open_run, training_rows
     from reasoning.models.prompter import Prompter
     from reasoning.training.collate import AnswerCollator
@@ -88,11 +73,9 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
     trainer = AmbiguitySFTTrainer(
         loaded,
         collator,
-        rows=rows,
         kl_weight=ambiguity.kl_weight,
-        shares_from=ambiguity.shares_from,
-        shares_temperature=ambiguity.shares_temperature,
         args=args,
+        train_dataset=Dataset.from_list(rows),
         callbacks=[RunRecorder(folder, loaded)],
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))

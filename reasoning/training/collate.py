@@ -54,11 +54,9 @@ class AnswerCollator:
         self.share_digits, self.max_length = share_digits, max_length
         self.epoch = 0
 
-    def __call__(self, rows: Sequence[Row], shares_BK: Sequence[Sequence[float]] | None = None) -> dict[str, Tensor]:
-        """shares_BK: distributions to write as Shares instead of the rows' votes."""
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         heard = self.memory.hear([Path(r["audio"]) for r in rows], [r["id"] for r in rows])
-        shares_BK = shares_BK or [normalize_votes(row["votes"])[0].tolist() for row in rows]
-        made = [self._one(*each) for each in zip(rows, heard, shares_BK, strict=True)]
+        made = [self._one(row, h) for row, h in zip(rows, heard, strict=True)]
         longest = max(len(ids) for ids, _, _ in made)
         pad = self.prompter.pad_id
         # Right-padded: the slot's position is then the same in every layer's view of the row.
@@ -71,11 +69,12 @@ class AnswerCollator:
             **batch_heard(heard),
         }
 
-    def _one(self, row: Row, heard: Heard, shares: Sequence[float]) -> tuple[list[int], list[int], int]:
+    def _one(self, row: Row, heard: Heard) -> tuple[list[int], list[int], int]:
         """(input ids, labels, slot position) of one row."""
         prompter = self.prompter
         prompt = prompter.prompt_ids(row["transcript"], heard, self.level)
         vote = drawn_vote(row, prompter.emotions, self.seed, self.epoch)
+        shares = normalize_votes(row["votes"])[0].tolist()
         text = write_response(shares, vote, prompter.emotions, row.get("thinking"), self.share_digits)
         response = [*prompter.encode(text), prompter.eos_id]
         slot = prompter.slot_of(response)

@@ -7,11 +7,9 @@ collator of ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
@@ -25,33 +23,18 @@ from reasoning.training.objective import vote_kl_nats
 class AmbiguitySFTTrainer(SFTTrainer):
     """SFTTrainer whose loss is the response's cross-entropy plus `kl_weight` times the KL of the votes at the slot.
 
-    rows: as training/collate.py takes them. shares_from: what the written Shares say, `votes` or `readout`: what the
-    model itself reads out at the slot in that step, its logits divided by shares_temperature. Logged: `ce` (nats per
-    response token), `vote_kl` (nats per clip), `mean_token_accuracy`, each a mean over the logged steps and all ranks.
+    train_dataset: rows as training/collate.py takes them. Logged: `ce` (nats per response token), `vote_kl` (nats per
+    clip), `mean_token_accuracy`, each a mean over the logged steps and all ranks.
     """
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        collator: AnswerCollator,
-        *,
-        rows: Sequence[dict[str, Any]],
-        kl_weight: float,
-        shares_from: str,
-        shares_temperature: float = 1.0,
-        args: SFTConfig,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, loaded: Loaded, collator: AnswerCollator, *, kl_weight: float, args: SFTConfig, **kwargs: Any):
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.remove_unused_columns = False
-        self._collator, self._kl_weight = collator, kl_weight
-        self._shares_from, self._shares_temperature = shares_from, shares_temperature
-        self._rows = [{**row, "row": i} for i, row in enumerate(rows)]
+        self._kl_weight = kl_weight
         super().__init__(
             model=loaded.model,
             args=args,
-            train_dataset=Dataset.from_list(self._rows),
-            data_collator=self._collate,
+            data_collator=collator,
             processing_class=loaded.tokenizer,
             callbacks=[_NewVotesEachEpoch(collator), *kwargs.pop("callbacks", [])],
             **kwargs,
@@ -69,9 +52,6 @@ class AmbiguitySFTTrainer(SFTTrainer):
     ) -> Any:
         """CE + kl_weight * KL from one forward; the CE is a mean over the step's tokens, the KL over its clips."""
         mode = "train" if self.model.training else "eval"
-        rows = inputs.pop("rows")
-        if self._shares_from == "readout":
-            inputs = self._write_what_is_read_out(model, inputs, rows)
         votes, asked = inputs.pop("votes"), inputs["labels"] != -100
         output = model(**inputs, answer_head=True)
         tokens = asked.sum()
@@ -86,19 +66,6 @@ class AmbiguitySFTTrainer(SFTTrainer):
             loss = ce + self._kl_weight * kl / self.current_gradient_accumulation_steps
         self._log_means(mode, ce_sum.detach(), output.top1.sum(), tokens, kl.detach())
         return (loss, output) if return_outputs else loss
-
-    def _collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        return {**self._collator(rows), "rows": torch.tensor([row["row"] for row in rows])}
-
-    @torch.no_grad()
-    def _write_what_is_read_out(self, model: Any, inputs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-        """The same batch with Shares that say what the model reads out at the slot, which comes before them."""
-        slots = inputs["slots"]
-        names = ("input_features", "feature_attention_mask")
-        before = {name: inputs[name][:, : int(slots.max())] for name in ("input_ids", "attention_mask")}
-        output = model(**before, **{name: inputs[name] for name in names}, slots=slots, answer_head=True)
-        shares_BK = torch.softmax(output.label_logits / self._shares_temperature, dim=-1).tolist()
-        return self._prepare_inputs(self._collator([self._rows[i] for i in rows.tolist()], shares_BK))
 
     def _log_means(self, mode: str, ce_sum: Tensor, top1: Tensor, tokens: Tensor, kl: Tensor) -> None:
         sums = self.accelerator.reduce(torch.stack([ce_sum, top1, tokens.to(ce_sum), kl, torch.ones_like(kl)]))

@@ -71,15 +71,3 @@ def test_shares_of_one_digit_are_tenths_that_sum_to_one(ready):
         shares = read_response(text, prompter.emotions).probabilities
         assert shares is not None
         assert all(round(s * 10, 6).is_integer() for s in shares)
-
-
-def test_given_shares_are_written_instead_of_the_votes_and_nothing_else_changes(ready):
-    prompter, memory, rows = ready
-    collator = AnswerCollator(prompter, memory, level="no_think", seed=0)
-    shares = [0.25, 0.05, 0.1, 0.1, 0.3, 0.2]
-    usual, given = collator(rows), collator(rows, [shares] * len(rows))
-    for key in ("slots", "votes", "attention_mask", "input_features"):
-        assert torch.equal(usual[key], given[key])
-    for ids, slot in zip(given["input_ids"], given["slots"], strict=True):
-        text = prompter.tokenizer.decode(ids[int(slot) - len(prompter.answer_prefix_ids) :], skip_special_tokens=True)
-        assert read_response(text, prompter.emotions).probabilities == pytest.approx(shares)

@@ -13,20 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from trl import SFTConfig
 
-from data_builders.rows import read_corpus, split_clips
 from launch.sft import main
-from reasoning.distributions import temper
 from reasoning.errors import ConfigError, ModelError
-from reasoning.inference.engine import Request
-from reasoning.inference.transformers_engine import TransformersEngine
 from reasoning.models.loading import add_adapter, load_model
-from reasoning.models.prompter import Prompter
-from reasoning.response import read_response
-from reasoning.training.collate import AnswerCollator
 from reasoning.training.run_folder import last_whole_checkpoint
-from reasoning.training.sft import AmbiguitySFTTrainer
 
 CONFIG = str(Path(__file__).parents[3] / "launch" / "configs" / "sft.yaml")
 
@@ -110,36 +101,6 @@ def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_adapter
     whole, resumed = weights(finished), weights(out)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_shares_from_readout_write_what_the_model_reads_out_of_each_clip_with_the_response_hidden(
-    trained_checkpoint, tmp_path, temperature
-):
-    """The oracle is the engine's label readout, which sees the prompt and the bare answer prefix only."""
-    corpus = read_corpus(trained_checkpoint.corpus)
-    clips = split_clips(corpus, 0)["test"][:4]
-    # Votes that nobody cast, so that writing them would show.
-    rows = [
-        {"id": c.id, "audio": str(corpus.root / c.audio), "transcript": c.transcript, "votes": [1] * 6} for c in clips
-    ]
-    loaded = load_model(trained_checkpoint.model)
-    requests = [Request(c.id, corpus.root / c.audio, c.transcript) for c in clips]
-    read_out = {s.id: s.probabilities for s in TransformersEngine(loaded, corpus.info.emotions).score_labels(requests)}
-    adapted = add_adapter(loaded, r=2, alpha=4, dropout=0.0, train_projector=False)  # fresh: it changes nothing yet
-    prompter = Prompter(adapted, corpus.info.emotions)
-    collator = AnswerCollator(prompter, adapted.memory(), level="no_think", seed=0)
-    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to=[], activation_checkpointing=False)
-    trainer = AmbiguitySFTTrainer(
-        adapted, collator, rows=rows, kl_weight=1.0, shares_from="readout", shares_temperature=temperature, args=args
-    )
-    batch = trainer._write_what_is_read_out(trainer.model, collator(rows), torch.arange(len(rows)))
-    for row, ids, slot in zip(rows, batch["input_ids"], batch["slots"], strict=True):
-        text = prompter.tokenizer.decode(ids[int(slot) - len(prompter.answer_prefix_ids) :], skip_special_tokens=True)
-        written = read_response(text, corpus.info.emotions).probabilities
-        expected = temper([read_out[row["id"]]], temperature)[0]
-        assert written == pytest.approx(expected.tolist(), abs=0.011)
-        assert max(written) > 0.3
 
 
 @pytest.mark.distributed
