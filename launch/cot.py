@@ -2,7 +2,7 @@
 
 Measures the vocal cues of every clip, writes a reasoning trace for each and keeps those that the verifier finds true of
 the clip, in line with its votes, and not giving them away. Measured cues stay in cues.parquet in the corpus folder, so
-that a run that was killed, or one with other options, does not measure again; traces are written anew each time.
+that a run that was killed, or one with other options, does not measure again; a teacher's replies stay beside --out.
 """
 
 from __future__ import annotations
@@ -11,14 +11,33 @@ import argparse
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reasoning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from data_builders.rows import Corpus
+    from data_builders.traces.cot import Made, Writer
+    from data_builders.traces.teacher import TeacherWriter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `equivox prepare cot`."""
     parser.add_argument("--data", type=Path, required=True, help="corpus folder written by `equivox prepare`")
     parser.add_argument("--out", type=Path, required=True, help="file of traces to write, such as traces.parquet")
+    parser.add_argument(
+        "--teacher",
+        nargs="?",
+        const="http://127.0.0.1:8000/v1",
+        metavar="URL",
+        help="have a language model behind an OpenAI-compatible endpoint write (default URL: %(const)s; key: "
+        "OPENAI_API_KEY); without this option a rule-and-template writer does",
+    )
+    parser.add_argument("--teacher-model", help="the model's name at the endpoint")
+    parser.add_argument("--concurrency", type=int, default=4, help="clips asked for at a time (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=float, default=120.0, help="seconds to wait for the teacher (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="other wording of the same claims (default: %(default)s)")
     parser.add_argument(
         "--show-votes",
@@ -39,11 +58,12 @@ def prepare(args: argparse.Namespace) -> None:
     from data_builders.traces.template import TemplateWriter
     from data_builders.traces.trace_file import write_traces
 
-    if args.workers < 1:
-        raise ConfigError(f"is {args.workers}, expected 1 or more", field="--workers")
+    for name in ("workers", "concurrency"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"is {getattr(args, name)}, expected 1 or more", field=f"--{name}")
     start = time.perf_counter()
     corpus = read_corpus(args.data)
-    writer = TemplateWriter(corpus.info.emotions, args.seed, args.show_votes)
+    writer = teacher(args, corpus) if args.teacher else TemplateWriter(corpus.info.emotions, args.seed, args.show_votes)
     made = cot.prepare(corpus, args.data, writer, args.workers)
     rows = made.rows if args.keep_unverified else made.kept
     write_traces(args.out, rows, corpus)
@@ -54,7 +74,24 @@ def prepare(args: argparse.Namespace) -> None:
         print(f"\n{row.id} (votes: {counts})\n{row.thinking}")
 
 
-def summary(corpus, writer, made, out: Path, written: int, seconds: float) -> str:
+def teacher(args: argparse.Namespace, corpus: Corpus) -> TeacherWriter:
+    """The teacher that the options name. Raises EvaluationError when nothing answers there."""
+    from data_builders.traces.teacher import TeacherWriter
+    from reasoning.inference.endpoint import Endpoint
+
+    if not args.teacher_model:
+        raise ConfigError("is missing", field="--teacher-model", cure="give the model's name at the endpoint")
+    key = os.environ.get("OPENAI_API_KEY")
+    endpoint = Endpoint(args.teacher, timeout=args.timeout, retries=4, api_key=key)
+    endpoint.get("/models")  # a wrong address should cost one line and not one failure a clip
+    replies = args.out.with_name(f"{args.out.name}.replies.jsonl")
+    replies.parent.mkdir(parents=True, exist_ok=True)
+    return TeacherWriter(
+        endpoint.post, args.teacher_model, corpus.info.emotions, replies, args.seed, args.show_votes, args.concurrency
+    )
+
+
+def summary(corpus: Corpus, writer: Writer, made: Made, out: Path, written: int, seconds: float) -> str:
     """What was measured, what is not and why, and what the verifier said; `seconds`: wall time of the run."""
     from reasoning.verifier import REASONS
 

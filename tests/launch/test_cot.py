@@ -1,12 +1,14 @@
 """equivox prepare cot: what it prints and writes, that it is repeatable, and what it refuses."""
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
 
 from data_builders.rows import read_corpus
 from data_builders.traces.trace_file import read_trace_rows, read_traces
 from launch.prepare import main
-from reasoning.errors import ConfigError
+from reasoning.errors import ConfigError, EvaluationError
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,32 @@ def test_unverified_traces_are_written_only_when_asked(corpus, tmp_path, capsys)
     assert len(read_traces(out, read_corpus(corpus))) == len(rows) - len(rejected)
     assert main([*argv, "--show-votes"]) == 0
     assert all(pq.read_table(out)["saw_votes"].to_pylist())
+
+
+def test_a_teacher_writes_and_nonsense_is_rejected_by_reason(corpus, tmp_path, http_server, capsys):
+    def reply(path, body, headers):
+        if path == "/v1/models":
+            return 200, '{"data": [{"id": "sage"}]}', {}
+        assert body["model"] == "sage"
+        return 200, json.dumps({"choices": [{"message": {"content": "It sounds sad, 80%."}}]}), {}
+
+    out = tmp_path / "new" / "traces.parquet"
+    argv = ["cot", "--data", str(corpus), "--out", str(out), "--workers", "1", "--teacher", http_server(reply)]
+    assert main([*argv, "--teacher-model", "sage", "--keep-unverified"]) == 0
+    printed = capsys.readouterr().out
+    assert "traces by teacher sage" in printed
+    assert "24 bad_layout: not four lines" in printed
+    assert "kept          0 of 24" in printed
+    rows = read_trace_rows(out, read_corpus(corpus))
+    assert {(row.writer, row.verdict, row.reasons) for row in rows} == {("teacher sage", "rejected", ("bad_layout",))}
+
+
+def test_a_teacher_without_a_name_or_a_server_is_one_error(corpus, tmp_path, free_port):
+    argv = ["cot", "--data", str(corpus), "--out", str(tmp_path / "t"), "--workers", "1"]
+    with pytest.raises(ConfigError, match="--teacher-model"):
+        main([*argv, "--teacher"])
+    with pytest.raises(EvaluationError, match="does not answer"):
+        main([*argv, "--teacher", f"http://127.0.0.1:{free_port}/v1", "--teacher-model", "sage"])
 
 
 def test_impossible_options_are_refused(corpus, tmp_path):

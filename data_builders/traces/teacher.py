@@ -1,0 +1,189 @@
+"""The teacher writer: a language model behind an OpenAI-compatible endpoint, told the measured cues, asked for a trace.
+
+It hears nothing: what it knows of the voice is the cues in words. Whatever it answers goes through the same verifier as
+any trace. Replies are kept as they come, so that a killed run asks only for what it has not got.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_builders.traces.cot import CuesOf, Draft
+from reasoning.clips import Clip
+from reasoning.cues import Cue, word
+from reasoning.emotions import EmotionSet
+from reasoning.errors import ConfigError, EvaluationError
+from reasoning.files import write_atomic
+from reasoning.grounding import LESS, MORE, NOUNS, USUAL
+
+Post = Callable[[str, dict[str, Any], str | None], Any]
+"""(path, body, clip id) -> JSON, retried and with errors that name the cure: reasoning.inference.endpoint's post."""
+
+GIVE_UP = 20
+"""Clips in a row without an answer from the server after which it is taken for gone."""
+
+MAX_TOKENS = 400
+TEMPERATURE = 0.7
+
+_SYSTEM = """\
+You write how a careful listener reasons about the emotion of a voice. Write exactly four lines and nothing else:
+Words: <what the text alone suggests>
+Voice: <claims about the voice>
+Ambiguity: <where words, voice or listeners pull apart; name no emotion, or at least two>
+Weighing: <claims> speaks for <emotions>, against <emotions>; <claims> speaks for <emotions>
+
+A claim is a noun and one word for it, such as "very high pitch" or "pitch very high", and compares with the speaker's
+usual. Voice holds claims only, joined by commas and "and"; each claim of Weighing is one of them. Say only what was
+measured. Nouns and their words, with "very" where the measurement says so, or "{usual}" for any:
+{vocabulary}
+Emotions: {emotions}. Speak for at least two. Never write digits, shares, counts of listeners, or which emotion wins.
+Example:
+Words: the text alone suggests no feeling
+Voice: very fast pace, high pitch and usual loudness
+Ambiguity: {first} and {second} could each sound like this
+Weighing: very fast pace speaks for {first} and {second}; usual loudness speaks against {first}"""
+
+_PROBLEMS = (  # what an EvaluationError of the endpoint says -> what is counted
+    (re.compile(r"answers \S+, not JSON"), "the teacher answered no JSON (a web page?)"),
+    (re.compile(r"is silent"), "the teacher timed out"),
+    (re.compile(r"does not answer"), "the teacher cannot be reached"),
+    (re.compile(r"answers (\d{3})"), "the teacher answered HTTP {0}"),
+)
+
+
+@dataclass
+class TeacherWriter:
+    """The writer as data_builders.traces.cot takes it.
+
+    post: how the server is asked. replies: file that keeps every reply; `concurrency` clips are under way at a time.
+    Raises EvaluationError when GIVE_UP clips in a row found no server; a single failure is a draft with its problem.
+    """
+
+    post: Post
+    model: str
+    emotions: EmotionSet
+    replies: Path
+    seed: int = 0
+    saw_votes: bool = False
+    concurrency: int = 4
+    progress: bool = True
+    _kept: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"teacher {self.model}"
+
+    def write(self, clips: Sequence[Clip], cues: CuesOf) -> Iterator[Draft]:
+        self._kept = read_replies(self.replies)
+        bodies = {clip.id: self.body(clip, cues[clip.id]) for clip in clips}
+        missing = []
+        for clip in clips:
+            if (reply := self._kept.get(key_of(bodies[clip.id]))) is not None:
+                yield Draft(clip.id, reply)
+            else:
+                missing.append(clip.id)
+        bar = tqdm(total=len(missing), desc="asking the teacher", unit="clip", disable=not self.progress or not missing)
+        in_a_row = 0
+        with bar, ThreadPoolExecutor(self.concurrency) as pool:
+            asked = {pool.submit(self._ask, name, bodies[name]): name for name in missing}
+            try:
+                for done in as_completed(asked):
+                    bar.update()
+                    draft, failure = _draft(asked[done], done)
+                    in_a_row = in_a_row + 1 if failure else 0
+                    if failure and in_a_row >= GIVE_UP:
+                        raise failure
+                    yield draft
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def body(self, clip: Clip, cues: Mapping[str, Cue]) -> dict[str, Any]:
+        """The request for one clip."""
+        return {
+            "model": self.model,
+            "messages": [
+                {"role": "system", "content": system_prompt(self.emotions)},
+                {"role": "user", "content": self._clip_prompt(clip, cues)},
+            ],
+            "temperature": TEMPERATURE,
+            "max_tokens": MAX_TOKENS,
+            "seed": self.seed,
+        }
+
+    def _clip_prompt(self, clip: Clip, cues: Mapping[str, Cue]) -> str:
+        lines = [f"Text ({clip.language}): {clip.transcript or 'not known'}", "Measured:"]
+        lines += [f"{name}: {word(name, cue.level)}" for name, cue in cues.items() if cue.level is not None]
+        lines += [
+            f"{name}: could not be measured, do not mention it" for name, cue in cues.items() if cue.level is None
+        ]
+        if self.saw_votes:
+            votes = [(v, n) for v, n in zip(clip.votes, self.emotions.names, strict=True) if v]
+            heard = ", ".join(f"{n} ({v})" for v, n in sorted(votes, reverse=True))
+            lines.append(f"Listeners voted: {heard}. Weigh what speaks for these; do not reveal the votes.")
+        return "\n".join(lines)
+
+    def _ask(self, name: str, body: dict[str, Any]) -> str | None:
+        """The text of the reply, kept; None when the JSON holds none."""
+        answer = self.post("/chat/completions", body, name)
+        try:
+            text = answer["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError):
+            return None
+        if not isinstance(text, str) or not text.strip():
+            return None
+        keep_reply(self.replies, key_of(body), text.strip())
+        return text.strip()
+
+
+def system_prompt(emotions: EmotionSet) -> str:
+    """What a teacher is told about the grammar, from the same vocabulary that the verifier reads."""
+    lines = [f"{NOUNS[cue][0]}: {LESS[cue][0]} / {MORE[cue][0]}" for cue in NOUNS]
+    first, second = emotions.names[:2]
+    return _SYSTEM.format(
+        usual=USUAL[0], vocabulary="\n".join(lines), emotions=", ".join(emotions.names), first=first, second=second
+    )
+
+
+def key_of(body: Mapping[str, Any]) -> str:
+    """Digest of a request: a reply to it is a reply to any equal one."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def keep_reply(path: Path, key: str, text: str) -> None:
+    """Add a reply to the file, in one write: threads of one process may share it."""
+    with path.open("ab") as file:
+        file.write((json.dumps({"key": key, "text": text}) + "\n").encode())
+
+
+def read_replies(path: Path) -> dict[str, str]:
+    """Key -> reply. A last line that a kill cut off is removed. Raises ConfigError on a file of anything else."""
+    if not path.exists():
+        return {}
+    *lines, cut = path.read_text().split("\n")
+    if cut:
+        write_atomic(path, "".join(f"{line}\n" for line in lines))
+    try:
+        records = [json.loads(line) for line in lines]
+        return {record["key"]: record["text"] for record in records}
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError("holds other things than a teacher's replies", row=str(path), cure="remove it") from None
+
+
+def _draft(name: str, done: Future[str | None]) -> tuple[Draft, EvaluationError | None]:
+    """What came back for one clip, and the failure when the server gave no answer at all."""
+    try:
+        text = done.result()
+    except EvaluationError as error:
+        found = ((pattern.search(error.what), problem) for pattern, problem in _PROBLEMS)
+        said = next((problem.format(*match.groups()) for match, problem in found if match), "the teacher failed")
+        return Draft(name, None, said), error
+    return Draft(name, text, None if text else "the teacher answered JSON without a text"), None
