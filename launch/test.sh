@@ -4,8 +4,9 @@
 #   bash launch/test.sh                     everything
 #   bash launch/test.sh -m "not slow"       arguments go to pytest; naming tests skips lint and types
 #
-# Tests that need a GPU, vLLM or the shared CREMA-D copy skip and say why.
+# Tests that need a GPU or the shared CREMA-D copy skip and say why.
 set -euo pipefail
+export EQUIVOX_VLLM=1 # the tests of rollouts and engines run the real one
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$EQUIVOX_HOME"
 

