@@ -25,14 +25,14 @@ URL = "http://127.0.0.1:8000/v1"
 class Opened:
     """An engine with what its answers depend on.
 
-    model: where its weights come from. fingerprint: of the base model. precision: engine and number type, or the name
+    model: where its weights come from. fingerprint: of the base model. described: engine and number type, or the name
     it is served under. memory: makes the encode-once memory over the model's tower; None without a local model.
     """
 
     engine: Engine
     model: str
     fingerprint: str
-    precision: str
+    described: str
     memory: Callable[[], AudioMemory] | None
 
 

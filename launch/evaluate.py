@@ -145,7 +145,7 @@ def record_of(
         model_fingerprint=opened.fingerprint,
         adapter=None if args.adapter is None else str(args.adapter),
         adapter_fingerprint=None if args.adapter is None else adapter_fingerprint(args.adapter),
-        engine=opened.precision,
+        engine=opened.described,
         level=asked.level,
         prompt_fingerprint=prompt_fingerprint(asked.level, corpus.info.emotions),
         max_new_tokens=asked.max_new_tokens,
