@@ -21,7 +21,7 @@ def results_markdown(scores: Mapping[str, Any]) -> str:
     """The table, the human reference points, the paired differences and the protocol, as GitHub markdown."""
     rows = ["| system | " + " | ".join(_HEADS) + " | raters |", "|---" * (len(_HEADS) + 2) + "|"]
     raters = scores["human"]["raters"]
-    for system in scores["systems"]:
+    for system in sorted(scores["systems"], key=lambda s: s["readout"] != "none"):  # baselines first
         equivalent = raters["models"].get(system["key"], {}).get("text", "–") if raters else "–"
         cells = [title((system["system"], system["readout"], system["control"])), *_cells(system), equivalent]
         rows.append("| " + " | ".join(cells) + " |")
@@ -67,7 +67,8 @@ def _differences(scores: Mapping[str, Any]) -> str:
             continue
         tempered = c["tempered"]["jsd_bits"] if c["tempered"] else None
         figures = [*(c["metrics"][name] for name in ("jsd_bits", "nll_bits", "brier")), tempered]
-        said = c["verdict"] + (", not inferior" if c["kind"] == "system" and c["non_inferior"] else "")
+        not_inferior = c["kind"] == "system" and c["non_inferior"] and c["verdict"] != "better"
+        said = c["verdict"] + (", not inferior" if not_inferior else "")
         cells = [f"{titles[c['system']]} − {titles[c['versus']]}", *map(_difference, figures), said]
         rows.append("| " + " | ".join(map(escape, cells)) + " |")
     rule = (
