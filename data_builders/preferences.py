@@ -47,10 +47,11 @@ class Built:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One answer to a clip and how far its Shares are from the votes."""
+    """One answer to a clip, how far its Shares are from the votes, and whether they can be read."""
 
     text: str
     bits: float
+    readable: bool = True
 
 
 def own_pairs(
@@ -60,12 +61,14 @@ def own_pairs(
     tokens: Tokens,
     *,
     margin_bits: float,
+    good_bits: float,
     per_clip: int = 1,
 ) -> Built:
     """The nearest of a clip's sampled answers against the farthest, the next nearest against the next farthest, ...
 
-    samples: clip id -> texts. margin_bits: how much farther the rejected one must be. The chosen one can be read, the
-    rejected one need not. Answers that differ in their vote alone are one answer, for votes carry no loss.
+    samples: clip id -> texts. margin_bits: how much farther the rejected one must be. good_bits: how far the chosen one
+    may be; it can be read, the rejected one need not. Answers that differ in their vote alone are one answer, for votes
+    carry no loss.
     """
     built = Built()
     for clip in clips:
@@ -74,30 +77,38 @@ def own_pairs(
             built.left_out["own", "all samples are one answer" if ranked else "no sample"] += 1
             continue
         for chosen, rejected in zip(ranked[: min(per_clip, len(ranked) // 2)], reversed(ranked), strict=False):
-            if chosen.bits >= UNREADABLE_BITS:
+            if not chosen.readable:
                 built.left_out["own", "no sample can be read"] += 1
             elif rejected.bits - chosen.bits < 1e-9:
                 built.left_out["own", "tie"] += 1
             elif rejected.bits - chosen.bits < margin_bits:
                 built.left_out["own", "below the margin"] += 1
+            elif chosen.bits > good_bits:
+                built.left_out["own", "even the nearest is far"] += 1
             else:
                 built.pairs.append(_pair(clip, "own", chosen, rejected, tokens))
     return built
 
 
 def ranked_answers(texts: Sequence[str], votes: Sequence[int], emotions: EmotionSet) -> list[Ranked]:
-    """The distinct answers among `texts`, nearest to the votes first; ties in the order of `texts`."""
+    """The distinct answers among `texts`, nearest to the votes first, of two as near the one that can be read."""
     distinct: dict[str, str] = {}
     for text in texts:
         distinct.setdefault(without_vote(text), text)
-    ranked = [Ranked(text, distance_bits(text, votes, emotions)) for text in distinct.values()]
-    return sorted(ranked, key=lambda answer: answer.bits)
+    ranked = [
+        Ranked(text, distance_bits(text, votes, emotions), _readable(text, emotions)) for text in distinct.values()
+    ]
+    return sorted(ranked, key=lambda answer: (answer.bits, not answer.readable))
 
 
 def distance_bits(text: str, votes: Sequence[int], emotions: EmotionSet) -> float:
     """jsd_bits of the Shares that `text` writes to the votes, UNREADABLE_BITS where it cannot be read."""
     shares = read_response(text, emotions).probabilities
     return UNREADABLE_BITS if shares is None else float(jsd_bits(normalize_votes(votes), [shares])[0])
+
+
+def _readable(text: str, emotions: EmotionSet) -> bool:
+    return read_response(text, emotions).probabilities is not None
 
 
 def without_vote(text: str) -> str:
@@ -277,7 +288,9 @@ def token_difference(pairs: Sequence[Pair]) -> dict[str, float]:
     return {kind: round(float(np.mean(values)), 3) for kind, values in sorted(by_kind.items())}
 
 
-def report(made: Sequence[Pair], kept: Sequence[Pair], left_out: Counter[tuple[str, str]]) -> dict[str, Any]:
+def report(
+    made: Sequence[Pair], kept: Sequence[Pair], left_out: Counter[tuple[str, str]], emotions: EmotionSet
+) -> dict[str, Any]:
     """What is written beside the pairs. made: before near-duplicates and balance. left_out: over all stages."""
     reasons: dict[str, dict[str, int]] = defaultdict(dict)
     for (kind, reason), count in sorted(left_out.items()):
@@ -286,7 +299,7 @@ def report(made: Sequence[Pair], kept: Sequence[Pair], left_out: Counter[tuple[s
     return {
         "pairs": dict(sorted(Counter(pair.kind for pair in kept).items())),
         "clips": len({pair.id for pair in kept}),
-        "rejected_unreadable": sum(pair.rejected_bits >= UNREADABLE_BITS for pair in kept),
+        "rejected_unreadable": sum(not _readable(pair.rejected, emotions) for pair in kept),
         "left_out": dict(reasons),
         "token_difference_before": token_difference(made),
         "token_difference_after": token_difference(kept),

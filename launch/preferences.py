@@ -52,6 +52,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--own-margin", type=float, default=0.1, help="jsd_bits between two own answers, least (default: %(default)s)"
     )
     p.add_argument(
+        "--own-good", type=float, default=0.4, help="jsd_bits of a chosen own answer, most (default: %(default)s)"
+    )
+    p.add_argument(
         "--contrast-margin",
         type=float,
         default=0.3,
@@ -82,7 +85,7 @@ def check(args: argparse.Namespace) -> None:
             raise ConfigError(
                 f"is {getattr(args, name)}, expected {value} or more", field=f"--{name.replace('_', '-')}"
             )
-    for name in ("own_margin", "contrast_margin"):
+    for name in ("own_margin", "own_good", "contrast_margin"):
         if not 0 < getattr(args, name) < 1:
             what = f"is {getattr(args, name)}, expected more than 0 and less than 1 bit"
             raise ConfigError(what, field=f"--{name.replace('_', '-')}")
@@ -122,7 +125,12 @@ def prepare(args: argparse.Namespace) -> None:
     distinct = without_near_duplicates(made, corpus.info.emotions)
     kept = length_balanced(distinct.pairs, args.balance)
     told = {
-        **report(made, kept.pairs, sum((stage.left_out for stage in (*stages, distinct, kept)), Counter())),
+        **report(
+            made,
+            kept.pairs,
+            sum((stage.left_out for stage in (*stages, distinct, kept)), Counter()),
+            corpus.info.emotions,
+        ),
         "asked": {"clips": len(clips), "speakers": len({clip.speaker for clip in clips})},
         "policy": policy,
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
@@ -156,7 +164,15 @@ def build(args: argparse.Namespace, corpus: Corpus, clips: Sequence[Clip]) -> tu
         answers = sampled(args, corpus, clips, loaded, policy)
         whole = {name: [s.text for s in found if not s.truncated] for name, found in answers.items()}
         stages.append(
-            own_pairs(clips, whole, emotions, tokens, margin_bits=args.own_margin, per_clip=args.pairs_per_clip)
+            own_pairs(
+                clips,
+                whole,
+                emotions,
+                tokens,
+                margin_bits=args.own_margin,
+                good_bits=args.own_good,
+                per_clip=args.pairs_per_clip,
+            )
         )
         stages[-1].left_out["own", "truncated sample"] = sum(s.truncated for found in answers.values() for s in found)
     if "contrast" in args.kinds:

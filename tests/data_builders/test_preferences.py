@@ -51,7 +51,7 @@ NEAR, MIDDLE, FAR = (answer(s) for s in ([0, 0, 0, 0, 0.2, 0.8], [0, 0, 0, 0, 0.
 
 def test_the_nearest_sample_is_preferred_to_the_farthest_then_the_next_to_the_next():
     samples = {"a": [MIDDLE, "no answer at all", NEAR, FAR]}
-    built = own_pairs([clip("a")], samples, CREMA_D, words, margin_bits=0.05, per_clip=2)
+    built = own_pairs([clip("a")], samples, CREMA_D, words, margin_bits=0.05, good_bits=0.4, per_clip=2)
     assert built.pairs[0].chosen == NEAR
     assert built.pairs[1].chosen == MIDDLE
     assert {built.pairs[0].rejected, built.pairs[1].rejected} == {FAR, "no answer at all"}
@@ -67,18 +67,21 @@ def test_the_nearest_sample_is_preferred_to_the_farthest_then_the_next_to_the_ne
         (["nothing", "else"], "no sample can be read"),
         ([], "no sample"),
         ([NEAR, answer([0, 0, 0, 0, 0.25, 0.75])], "below the margin"),
+        ([answer([0.9, 0, 0, 0, 0, 0.1]), FAR], "even the nearest is far"),
+        ([FAR, "unreadable"], "tie"),
         ([answer([0.5, 0, 0, 0, 0.1, 0.4]), answer([0, 0.5, 0, 0, 0.1, 0.4])], "tie"),
     ],
 )
 def test_samples_that_rank_nothing_make_no_pair_and_are_counted_by_reason(texts, reason):
-    built = own_pairs([clip("a")], {"a": texts}, CREMA_D, words, margin_bits=0.1)
+    built = own_pairs([clip("a")], {"a": texts}, CREMA_D, words, margin_bits=0.1, good_bits=0.4)
     assert not built.pairs
     assert built.left_out == Counter({("own", reason): 1})
 
 
 def test_answers_are_ranked_by_jsd_in_bits_and_an_unreadable_one_is_as_far_as_can_be():
     ranked = ranked_answers(["<answer>", FAR, NEAR], ANGRY, CREMA_D)
-    assert [r.text for r in ranked] == [FAR, "<answer>", NEAR]  # NEAR shares no emotion with the votes: 1 bit too
+    assert [r.text for r in ranked] == [FAR, NEAR, "<answer>"]  # NEAR shares no emotion with the votes: 1 bit too
+    assert [r.readable for r in ranked] == [True, True, False]
     assert [r.bits for r in ranked] == pytest.approx([0, 1, 1], abs=1e-9)
 
 
@@ -195,8 +198,10 @@ def test_after_balancing_no_kind_is_longer_on_average_than_allowed_and_only_the_
 
 def test_the_report_counts_what_is_kept_and_says_the_balance_before_and_after():
     made = [pair(longer=4), pair("b", longer=-1), pair("c", "contrast", rejected="no", longer=1)]
-    made[2] = replace(made[2], rejected_bits=1.0)
-    told = report(made, made[1:], Counter({("own", "tie"): 3, ("own", "unbalanced length"): 1, ("own", "x"): 0}))
+    made[1] = replace(made[1], rejected_bits=1.0)  # far, and readable all the same
+    told = report(
+        made, made[1:], Counter({("own", "tie"): 3, ("own", "unbalanced length"): 1, ("own", "x"): 0}), CREMA_D
+    )
     assert told["pairs"] == {"contrast": 1, "own": 1}
     assert told["left_out"] == {"own": {"tie": 3, "unbalanced length": 1}}
     assert told["token_difference_before"] == {"all": pytest.approx(4 / 3, abs=1e-3), "contrast": 1, "own": 1.5}

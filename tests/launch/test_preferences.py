@@ -22,7 +22,7 @@ from reasoning.response import read_response
 def arguments(trained, out: Path, **changes) -> list[str]:
     options = {
         "data": trained.corpus, "model": trained.model, "out": out, "limit": 6, "samples": 4, "temperature": 1.3,
-        "own-margin": 0.05, "batch-size": 3,
+        "own-margin": 0.05, "own-good": 0.9, "batch-size": 3,
     } | changes  # fmt: skip
     return ["preferences", *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
 
@@ -42,6 +42,7 @@ def test_every_pair_is_about_a_training_clip_and_its_chosen_answer_is_nearer_by_
     pairs, made = read_pairs(finished)
     assert made == {"corpus": "tones", "emotions": list(corpus.info.emotions.names), "level": "no_think"}
     assert {pair.kind for pair in pairs} == {"own", "contrast"}
+    assert all(pair.chosen_bits <= 0.9 for pair in pairs)
     for pair in pairs:
         votes = normalize_votes([train[pair.id].votes])
         chosen = read_response(pair.chosen, corpus.info.emotions).probabilities
