@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ class VllmEngine:
         self.batch_size, self.max_thinking_tokens = batch_size, max_thinking_tokens
         self.llm: Any = LLM(
             str(checkpoint),
-            dtype=dtype,
+            dtype=cast(Any, dtype),
             max_num_seqs=batch_size,
             enforce_eager=on_cpu,
             enable_mm_embeds=True,
