@@ -27,7 +27,17 @@ class AmbiguityArguments:
         metadata={"help": "Digits that written shares are rounded to, 1 or 2. One is easier to keep to a sum of 1."},
     )
 
+    traces: str | None = field(
+        default=None,
+        metadata={"help": "File of `equivox prepare cot`: the verified thinking that level think is trained to write."},
+    )
+    trace_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the thinking's tokens in the cross-entropy; the answer's weigh 1."}
+    )
+
     def __post_init__(self) -> None:
+        if not self.trace_weight >= 0:
+            raise ConfigError(f"is {self.trace_weight}, expected 0 or more", field="trace_weight")
         if self.share_digits not in (1, 2):
             raise ConfigError(f"is {self.share_digits}, expected 1 or 2", field="share_digits")
         if self.kl_weight < 0:
@@ -51,7 +61,7 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
     """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
     from datasets import Dataset
 
-    from launch.training import load_for_training, open_run, training_rows
+    from launch.training import load_for_training, open_run, training_rows, with_thinking
     from reasoning.models.prompter import Prompter
     from reasoning.training.collate import AnswerCollator
     from reasoning.training.run_folder import RunRecorder, finish_run, last_whole_checkpoint
@@ -59,6 +69,7 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
 
     folder = Path(args.output_dir)
     emotions, rows = training_rows(data)
+    rows = with_thinking(rows, data, ambiguity.traces)
     if not open_run(args, data, model, ambiguity):
         return
     loaded = load_for_training(model, args)
@@ -74,6 +85,7 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
         loaded,
         collator,
         kl_weight=ambiguity.kl_weight,
+        trace_weight=ambiguity.trace_weight,
         args=args,
         train_dataset=Dataset.from_list(rows),
         callbacks=[RunRecorder(folder, loaded)],

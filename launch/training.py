@@ -12,6 +12,7 @@ import torch
 
 from data_builders.folds import some_speakers
 from data_builders.rows import read_corpus, split_clips
+from data_builders.traces.trace_file import read_traces
 from launch.arguments import DataArguments, ModelArguments
 from reasoning.emotions import EmotionSet
 from reasoning.errors import ConfigError, CorpusError
@@ -52,6 +53,29 @@ def training_rows(data: DataArguments) -> tuple[EmotionSet, list[dict[str, Any]]
         for clip in clips
     ]
     return emotions, rows
+
+
+def with_thinking(rows: list[dict[str, Any]], data: DataArguments, traces: str | None) -> list[dict[str, Any]]:
+    """The rows with the verified `thinking` of a trace file; those without a verified trace are left out and counted.
+
+    Raises ConfigError unless traces are given exactly for level think: there is no placeholder for reasoning.
+    """
+    if (data.level == "think") != (traces is not None):
+        what = (
+            "is missing: level think is trained to write it"
+            if traces is None
+            else f"is for level think, not {data.level}"
+        )
+        cure = f"make one with `equivox prepare cot --data {data.data} --out FILE`, or choose level no_think"
+        raise ConfigError(what, field="traces", cure=cure if traces is None else "leave it out, or add --level think")
+    if traces is None:
+        return rows
+    thinking = read_traces(Path(traces), read_corpus(Path(data.data)))
+    kept = [{**row, "thinking": thinking[row["id"]]} for row in rows if row["id"] in thinking]
+    if not kept:
+        raise CorpusError(f"has no verified trace of the {len(rows)} training clips", row=traces, field="traces")
+    print(f"{len(kept)} of {len(rows)} training clips have a verified trace; the others are left out")
+    return kept
 
 
 def open_run(args: Any, *options: Any) -> bool:

@@ -23,14 +23,26 @@ from reasoning.training.objective import vote_kl_nats
 class AmbiguitySFTTrainer(SFTTrainer):
     """SFTTrainer whose loss is the response's cross-entropy plus `kl_weight` times the KL of the votes at the slot.
 
-    train_dataset: rows as training/collate.py takes them. Logged: `ce` (nats per response token), `vote_kl` (nats per
-    clip), `mean_token_accuracy`, each a mean over the logged steps and all ranks.
+    train_dataset: rows as training/collate.py takes them. trace_weight: weight of the tokens of a row's `thinking` in
+    the cross-entropy, where those of the answer weigh 1. Logged: `ce` (nats per response token, unweighted), `trace_ce`
+    (nats per token of the traces, where there are any), `vote_kl` (nats per clip), `mean_token_accuracy`, each a mean
+    over the logged steps and all ranks.
     """
 
-    def __init__(self, loaded: Loaded, collator: AnswerCollator, *, kl_weight: float, args: SFTConfig, **kwargs: Any):
+    def __init__(
+        self,
+        loaded: Loaded,
+        collator: AnswerCollator,
+        *,
+        kl_weight: float,
+        trace_weight: float = 1.0,
+        args: SFTConfig,
+        **kwargs: Any,
+    ) -> None:
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.remove_unused_columns = False
-        self._kl_weight = kl_weight
+        self._kl_weight, self._trace_weight = kl_weight, trace_weight
+        self._answer_prefix = len(collator.prompter.answer_prefix_ids)
         super().__init__(
             model=loaded.model,
             args=args,
@@ -50,28 +62,39 @@ class AmbiguitySFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """CE + kl_weight * KL from one forward; the CE is a mean over the step's tokens, the KL over its clips."""
+        """CE + kl_weight * KL from one forward; the CE is a mean over the step's tokens, the KL over its clips.
+
+        Where traces weigh other than 1, their part of the CE does; the count of tokens it is divided by stays.
+        """
         mode = "train" if self.model.training else "eval"
         votes, asked = inputs.pop("votes"), inputs["labels"] != -100
         output = model(**inputs, answer_head=True)
         tokens = asked.sum()
+        columns = torch.arange(asked.shape[1], device=asked.device)
+        of_trace = asked & (columns < (inputs["slots"] - self._answer_prefix)[:, None])
+        trace_sum = -(output.logps * of_trace).sum()
         # At the slot any label is right and which one is the KL's business: only their mass enters the cross-entropy.
         ce_sum = -output.logps.sum() - output.label_mass.sum()
+        weighted = ce_sum + (self._trace_weight - 1) * trace_sum
         kl = vote_kl_nats(output.label_logits, votes).mean()
         if num_items_in_batch is None:
-            loss = ce_sum / tokens.clamp(min=1) + self._kl_weight * kl
+            loss = weighted / tokens.clamp(min=1) + self._kl_weight * kl
         else:
             # num_items_in_batch counts the tokens of all ranks and accumulation steps, and DDP averages over ranks.
-            ce = ce_sum / num_items_in_batch * self.accelerator.num_processes
+            ce = weighted / num_items_in_batch * self.accelerator.num_processes
             loss = ce + self._kl_weight * kl / self.current_gradient_accumulation_steps
-        self._log_means(mode, ce_sum.detach(), output.top1.sum(), tokens, kl.detach())
+        parts = (ce_sum, output.top1.sum(), tokens, kl, torch.ones_like(kl), trace_sum, of_trace.sum())
+        self._log_means(mode, torch.stack([part.detach().to(kl) for part in parts]))
         return (loss, output) if return_outputs else loss
 
-    def _log_means(self, mode: str, ce_sum: Tensor, top1: Tensor, tokens: Tensor, kl: Tensor) -> None:
-        sums = self.accelerator.reduce(torch.stack([ce_sum, top1, tokens.to(ce_sum), kl, torch.ones_like(kl)]))
-        self._metrics[mode]["ce"].append(float(sums[0] / sums[2].clamp(min=1)))
-        self._metrics[mode]["mean_token_accuracy"].append(float(sums[1] / sums[2].clamp(min=1)))
-        self._metrics[mode]["vote_kl"].append(float(sums[3] / sums[4]))
+    def _log_means(self, mode: str, sums: Tensor) -> None:
+        ce, top1, tokens, kl, ranks, trace, trace_tokens = torch.as_tensor(self.accelerator.reduce(sums)).tolist()
+        metrics = self._metrics[mode]
+        metrics["ce"].append(ce / max(tokens, 1))
+        metrics["mean_token_accuracy"].append(top1 / max(tokens, 1))
+        metrics["vote_kl"].append(kl / ranks)
+        if trace_tokens:
+            metrics["trace_ce"].append(trace / trace_tokens)
 
 
 class _NewVotesEachEpoch(TrainerCallback):

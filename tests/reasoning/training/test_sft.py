@@ -12,12 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
+from trl import SFTConfig
 
+from data_builders.rows import read_corpus, split_clips
+from data_builders.traces.trace_file import TraceRow, write_traces
 from launch.sft import main
 from reasoning.errors import ConfigError, ModelError
 from reasoning.models.loading import add_adapter, load_model
+from reasoning.models.prompter import Prompter
+from reasoning.training.collate import AnswerCollator
 from reasoning.training.run_folder import last_whole_checkpoint
+from reasoning.training.sft import AmbiguitySFTTrainer
 
 CONFIG = str(Path(__file__).parents[3] / "launch" / "configs" / "sft.yaml")
 
@@ -101,6 +108,71 @@ def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_adapter
     whole, resumed = weights(finished), weights(out)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+TRACE = "Words: plain\nVoice: high pitch\nAmbiguity: anger and fear\nWeighing: high pitch favours anger and fear"
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25, 0.0])
+def test_the_loss_weighs_the_trace_the_answer_and_the_votes_as_the_full_logits_say(
+    trained_checkpoint, tmp_path, weight
+):
+    corpus = read_corpus(trained_checkpoint.corpus)
+    rows = [
+        {
+            "id": c.id, "audio": str(corpus.root / c.audio), "transcript": c.transcript, "votes": list(c.votes),
+            "thinking": TRACE,
+        }
+        for c in corpus.clips[:3]
+    ]  # fmt: skip
+    loaded = add_adapter(load_model(trained_checkpoint.model), r=2, alpha=4, dropout=0.0, train_projector=False)
+    prompter = Prompter(loaded, corpus.info.emotions)
+    collator = AnswerCollator(prompter, loaded.memory(), level="think", seed=0)
+    batch = collator(rows)
+    with torch.no_grad():
+        asked = {k: v for k, v in batch.items() if k not in ("labels", "slots", "votes")}
+        logs = torch.log_softmax(loaded.base(**asked).logits, -1)
+    trace, answer, kl = 0.0, 0.0, 0.0
+    for row in range(len(rows)):
+        wanted = [i for i in range(batch["labels"].shape[1]) if batch["labels"][row, i] != -100]
+        texts = prompter.tokenizer.batch_decode([[t] for t in batch["input_ids"][row].tolist()])
+        opening = next(i for i in wanted if "".join(texts[wanted[0] : i + 1]).endswith("</think>\n"))
+        for i in wanted:
+            loss = -float(logs[row, i - 1, batch["input_ids"][row, i]])
+            trace, answer = (trace + loss, answer) if i <= opening else (trace, answer + loss)
+        labels = logs[row, int(batch["slots"][row]) - 1, prompter.label_ids]
+        answer -= float(labels.logsumexp(-1))
+        votes = batch["votes"][row] / batch["votes"][row].sum()
+        read_out = labels - labels.logsumexp(-1)
+        kl += float(sum(p * (p.log() - q) for p, q in zip(votes, read_out, strict=True) if p > 0)) / len(rows)
+    tokens = int((batch["labels"] != -100).sum())
+    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to=[], activation_checkpointing=False)
+    trainer = AmbiguitySFTTrainer(
+        loaded, collator, kl_weight=0.5, trace_weight=weight, args=args, train_dataset=Dataset.from_list(rows)
+    )
+    assert trace > answer / 4
+    found = float(trainer.compute_loss(trainer.model, dict(batch)))
+    assert found == pytest.approx((weight * trace + answer) / tokens + 0.5 * kl, rel=1e-4)
+
+
+def test_level_think_trains_on_verified_traces_only_and_is_refused_without_any(trained_checkpoint, tmp_path, capsys):
+    corpus = read_corpus(trained_checkpoint.corpus)
+    train = split_clips(corpus, 0)["train"]
+    traces = tmp_path / "traces.parquet"
+    kept = [TraceRow(c.id, TRACE, "test", False, "kept", ()) for c in train[:12]]
+    rejected = [TraceRow(c.id, TRACE, "test", False, "rejected", ("voice_false",)) for c in train[12:20]]
+    write_traces(traces, kept + rejected, corpus)
+    with pytest.raises(ConfigError, match=r"traces: is missing: level think.*equivox prepare cot"):
+        main(arguments(trained_checkpoint, tmp_path / "none", level="think"))
+    with pytest.raises(ConfigError, match=r"traces: is for level think, not no_think"):
+        main(arguments(trained_checkpoint, tmp_path / "none", traces=traces))
+    assert not (tmp_path / "none").exists()
+    out = tmp_path / "think"
+    main(arguments(trained_checkpoint, out, level="think", traces=traces, max_steps=2, max_length=600))
+    assert f"12 of {len(train)} training clips have a verified trace" in capsys.readouterr().out
+    steps = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines() if '"trace_ce"' in x]
+    assert len(steps) == 2
+    assert float(steps[1]["trace_ce"]) > 0
 
 
 @pytest.mark.distributed
