@@ -54,7 +54,13 @@ class Clone:
 
     def setup(self, **environment: str) -> subprocess.CompletedProcess[str]:
         self.calls_file.write_text("")
-        known = {"EQUIVOX_DEVICE": "cpu", "EQUIVOX_PYTHON": str(self.python), "PIP_REFUSES": "", "CI": "true"}
+        known = {
+            "EQUIVOX_DEVICE": "cpu",
+            "EQUIVOX_PYTHON": str(self.python),
+            "PIP_REFUSES": "",
+            "CI": "true",
+            "EQUIVOX_VLLM": "",
+        }
         known |= {"CALLS": str(self.calls_file), "REAL_PYTHON": sys.executable}
         return subprocess.run(
             ["bash", str(self.home / "launch" / "setup.sh")],
