@@ -159,7 +159,8 @@ def document(record: dict[str, Any], results: dict[str, dict[str, float]]) -> st
     lines = [
         "# Benchmarks", "", "    python benchmarks/train_step.py --model models/seed --data data/crema_d", "",
         f"timed both ways in turn, {record['repeats']} pairs after a warm-up, on {record['device']} with "
-        f"torch.get_num_threads() {record['threads']}, torch {versions['torch']}, transformers {versions['transformers']}. "
+        f"torch.get_num_threads() {record['threads']}, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}. "
         "Read the ratio: the seconds are medians on a shared machine. Higher is better for the second way.", "",
         "| first way / second way | first, s | second, s | ratio (min to max) |", "|---|---|---|---|",
     ]  # fmt: skip
