@@ -151,7 +151,7 @@ def test_the_loss_weighs_the_trace_the_answer_and_the_votes_as_the_full_logits_s
         loaded, collator, kl_weight=0.5, trace_weight=weight, args=args, train_dataset=Dataset.from_list(rows)
     )
     assert trace > answer / 4
-    found = float(trainer.compute_loss(trainer.model, dict(batch)))
+    found = float(trainer.compute_loss(trainer.model, dict(batch)).detach())
     assert found == pytest.approx((weight * trace + answer) / tokens + 0.5 * kl, rel=1e-4)
 
 
