@@ -27,7 +27,7 @@ _METADATA = b"equivox"
 class Pair:
     """Two answers to one clip, `chosen` nearer to its votes or truer of its sound than `rejected`.
 
-    id: the clip's. kind: how the pair was made, one of data_builders.preferences.KINDS. chosen_bits, rejected_bits:
+    id: the clip's. kind: how the pair was made, one of those of data_builders.preferences. chosen_bits, rejected_bits:
     jsd_bits of the written Shares to the votes, 1 where they cannot be read. tokens: of each answer, for the balance of
     lengths. votes: the clip's, by which a reader knows that the pair belongs to its corpus.
     """

@@ -25,7 +25,6 @@ from reasoning.emotions import EmotionSet
 from reasoning.grounding import Levels, ground
 from reasoning.response import ANSWER_PREFIX, read_response, write_response
 
-KINDS = ("own", "contrast", "grounding")
 UNREADABLE_BITS = 1.0
 """The distance of an answer that cannot be read: failing never pays."""
 

@@ -45,7 +45,6 @@ def main(argv: list[str] | None = None) -> int:
 def train(data: Any, model: Any, preference: PreferenceArguments, args: Any) -> None:
     """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
     from data_builders.pair_file import made_of, preference_rows
-    from data_builders.rows import read_corpus
     from launch.training import load_for_training, open_run, training_rows
     from reasoning.models.prompter import Prompter
     from reasoning.training.dpo import AudioDPOTrainer, refuse_unserved
@@ -57,9 +56,8 @@ def train(data: Any, model: Any, preference: PreferenceArguments, args: Any) -> 
         raise ConfigError("is missing", field="pairs", cure=cure)
     refuse_unserved(args)
     folder = Path(args.output_dir)
-    emotions, clip_rows = training_rows(replace(data, limit=0))
-    made_from = made_of(read_corpus(Path(data.data)), data.level)
-    rows = preference_rows(Path(preference.pairs), clip_rows, made_from)
+    corpus, clip_rows = training_rows(replace(data, limit=0))
+    rows = preference_rows(Path(preference.pairs), clip_rows, made_of(corpus, data.level))
     some = {row["id"] for row in clip_rows[: data.limit or None]}
     rows = [row for row in rows if row["id"] in some]
     if not rows:
@@ -68,7 +66,10 @@ def train(data: Any, model: Any, preference: PreferenceArguments, args: Any) -> 
         return
     loaded = load_for_training(model, args)
     collator = PairCollator(
-        Prompter(loaded, emotions), loaded.memory(data.memory_gib), level=data.level, max_length=args.max_length
+        Prompter(loaded, corpus.info.emotions),
+        loaded.memory(data.memory_gib),
+        level=data.level,
+        max_length=args.max_length,
     )
     trainer = AudioDPOTrainer(
         loaded,

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from launch.cli import run
 from launch.engines import Opened, add_options, open_engine
+from reasoning.prompts import LEVELS, MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from data_builders.rows import Corpus
     from reasoning.clips import Clip
 
-MAX_NEW_TOKENS = {"no_think": 96, "think": 512}
 PROBE_BATCH = 8
 
 
@@ -51,9 +51,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--dev-readouts", type=_names, default="label", help="readouts that get a temperature from dev (default: label)"
     )
-    p.add_argument(
-        "--level", choices=tuple(MAX_NEW_TOKENS), default="no_think", help="prompt level (default: no_think)"
-    )
+    p.add_argument("--level", choices=LEVELS, default="no_think", help="prompt level (default: no_think)")
     p.add_argument("--max-new-tokens", type=int, help=f"default by level: {MAX_NEW_TOKENS}")
     p.add_argument("--limit", type=int, help="only so many test clips, in a seeded order (stated in the protocol)")
     p.add_argument("--no-probe", action="store_true", help="leave out the linear probe, which encodes the train clips")

@@ -72,7 +72,7 @@ def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
     functions = load_rewards(reward.rewards)
     check_grpo(args, len(functions))
     folder = Path(args.output_dir)
-    emotions, rows = training_rows(data)
+    corpus, rows = training_rows(data)
     for function in functions:
         asked_columns(function, rows[0].keys())
     if not open_run(args, data, model, reward):
@@ -80,7 +80,7 @@ def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
     loaded = load_for_training(model, args)
     trainer = AudioGRPOTrainer(
         loaded,
-        Prompter(loaded, emotions),
+        Prompter(loaded, corpus.info.emotions),
         loaded.memory(data.memory_gib),
         functions,
         rows=rows,

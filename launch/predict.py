@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cli import run
-from launch.evaluate import MAX_NEW_TOKENS
 from reasoning.emotions import CREMA_D, EmotionSet
 from reasoning.errors import ConfigError
-from reasoning.prompts import LEVELS
+from reasoning.prompts import LEVELS, MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from reasoning.inference.engine import Engine

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasoning.errors import ConfigError
-from reasoning.prompts import LEVELS
+from reasoning.prompts import LEVELS, MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from data_builders.preferences import Built
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from reasoning.models.loading import Loaded
     from reasoning.training.sampling import Sample
 
-MAX_NEW_TOKENS = {"no_think": 96, "think": 512}
 KINDS = ("own", "contrast", "grounding")
 
 

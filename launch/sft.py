@@ -68,13 +68,13 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
     from reasoning.training.sft import AmbiguitySFTTrainer
 
     folder = Path(args.output_dir)
-    emotions, rows = training_rows(data)
-    rows = with_thinking(rows, data, ambiguity.traces)
+    corpus, rows = training_rows(data)
+    rows = with_thinking(rows, corpus, data.level, ambiguity.traces)
     if not open_run(args, data, model, ambiguity):
         return
     loaded = load_for_training(model, args)
     collator = AnswerCollator(
-        Prompter(loaded, emotions),
+        Prompter(loaded, corpus.info.emotions),
         loaded.memory(data.memory_gib),
         level=data.level,
         seed=args.seed,

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from data_builders.folds import some_speakers
-from data_builders.rows import read_corpus, split_clips
+from data_builders.rows import Corpus, read_corpus, split_clips
 from data_builders.traces.trace_file import read_traces
 from launch.arguments import DataArguments, ModelArguments
-from reasoning.emotions import EmotionSet
 from reasoning.errors import ConfigError, CorpusError
 from reasoning.models.loading import Loaded, add_adapter, load_model
 from reasoning.training.run_folder import is_finished, start_run
@@ -23,14 +22,13 @@ UNRECORDED = ("output_dir", "logging_dir", "local_rank", "hub_token", "run_name"
 """Options that may differ between a run and its continuation."""
 
 
-def training_rows(data: DataArguments) -> tuple[EmotionSet, list[dict[str, Any]]]:
-    """The EmotionSet and the training clips of the fold, as the flat rows that trainers and rewards take."""
+def training_rows(data: DataArguments) -> tuple[Corpus, list[dict[str, Any]]]:
+    """The corpus and the training clips of the fold, as the flat rows that trainers and rewards take."""
     corpus = read_corpus(Path(data.data))
     clips = some_speakers(split_clips(corpus, data.fold, data.folds)["train"], data.speakers)
     clips = clips[: data.limit] if data.limit else clips
     if not clips:
         raise CorpusError(f"no training clips in fold {data.fold}", row=data.data)
-    emotions = corpus.info.emotions
     rows = [
         {
             **clip.extra,
@@ -47,30 +45,27 @@ def training_rows(data: DataArguments) -> tuple[EmotionSet, list[dict[str, Any]]
             "duration_s": clip.duration_s,
             "n_votes": clip.n_votes,
             "votes": list(clip.votes),
-            "emotions": list(emotions.names),
+            "emotions": list(corpus.info.emotions.names),
             "length": round(clip.duration_s * 100),
         }
         for clip in clips
     ]
-    return emotions, rows
+    return corpus, rows
 
 
-def with_thinking(rows: list[dict[str, Any]], data: DataArguments, traces: str | None) -> list[dict[str, Any]]:
+def with_thinking(rows: list[dict[str, Any]], corpus: Corpus, level: str, traces: str | None) -> list[dict[str, Any]]:
     """The rows with the verified `thinking` of a trace file; those without a verified trace are left out and counted.
 
     Raises ConfigError unless traces are given exactly for level think: there is no placeholder for reasoning.
     """
-    if (data.level == "think") != (traces is not None):
-        what = (
-            "is missing: level think is trained to write it"
-            if traces is None
-            else f"is for level think, not {data.level}"
-        )
-        cure = f"make one with `equivox prepare cot --data {data.data} --out FILE`, or choose level no_think"
-        raise ConfigError(what, field="traces", cure=cure if traces is None else "leave it out, or add --level think")
     if traces is None:
+        if level == "think":
+            cure = "make one with `equivox prepare cot --data CORPUS --out FILE`, or choose level no_think"
+            raise ConfigError("is missing: level think is trained to write it", field="traces", cure=cure)
         return rows
-    thinking = read_traces(Path(traces), read_corpus(Path(data.data)))
+    if level != "think":
+        raise ConfigError(f"is for level think, not {level}", field="traces", cure="leave it out, or add --level think")
+    thinking = read_traces(Path(traces), corpus)
     kept = [{**row, "thinking": thinking[row["id"]]} for row in rows if row["id"] in thinking]
     if not kept:
         raise CorpusError(f"has no verified trace of the {len(rows)} training clips", row=traces, field="traces")

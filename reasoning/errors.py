@@ -1,5 +1,8 @@
 """Errors a user can act on: each names the row, the field, what was wrong, and what mends it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class EquivoxError(Exception):
     """Base of every error that Equivox raises on purpose; commands print it as one line and exit with status 2.
@@ -61,3 +64,9 @@ class StorageError(EquivoxError):
 
 class RewardError(EquivoxError):
     """A reward function cannot be loaded or failed on a completion."""
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two settings, for an error: "kl_weight was 0.3, is 0.5, ..."; at most three, or ''."""
+    changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    return ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:3])

@@ -10,6 +10,9 @@ from reasoning.errors import ConfigError
 LEVELS = ("no_think", "think")
 """no_think: answer at once. think: reason inside a think block first."""
 
+MAX_NEW_TOKENS = {"no_think": 96, "think": 512}
+"""Tokens that an answer may take at each level, unless asked otherwise."""
+
 _TASK = "How would listeners vote on the emotion of this voice: {names}?"
 _HOW = {"no_think": "Answer at once.", "think": "Think about words, voice and ambiguity first, then answer."}
 # Short on purpose: every word is computed again for every clip, and what is asked for is taught, not described.

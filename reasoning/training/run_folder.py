@@ -20,7 +20,7 @@ import torch
 import yaml
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from reasoning.errors import ConfigError
+from reasoning.errors import ConfigError, changes
 from reasoning.files import write_atomic
 from reasoning.models.loading import BASE_RECORD, Loaded, record_base
 
@@ -38,10 +38,7 @@ def start_run(folder: Path, config: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CONFIG
     if path.is_file():
-        before = yaml.safe_load(path.read_text())
-        changed = sorted(k for k in {*before, *config} if before.get(k) != config.get(k))
-        if changed:
-            was = ", ".join(f"{k} was {before.get(k)!r}, is {config.get(k)!r}" for k in changed[:3])
+        if was := changes(yaml.safe_load(path.read_text()), config):
             raise ConfigError(
                 f"{folder} holds a run of another configuration ({was})",
                 field="output_dir",

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import torch
 
-from reasoning.errors import ConfigError, CorpusError
+from reasoning.errors import ConfigError, CorpusError, changes
 from reasoning.files import write_atomic
 from reasoning.models.generating import generate_ids, stop_ids
 from reasoning.models.loading import Loaded
@@ -86,9 +86,7 @@ class SampleFile:
         except (ValueError, KeyError, TypeError) as error:
             cure = f"remove {path} to sample again"
             raise CorpusError(f"is no file of sampled answers ({error})", row=str(path), cure=cure) from None
-        changed = sorted(key for key in {*head, *settings} if head.get(key) != settings.get(key))
-        if changed:
-            was = ", ".join(f"{key} was {head.get(key)!r}, is {settings.get(key)!r}" for key in changed[:3])
+        if was := changes(head, settings):
             raise ConfigError(
                 f"{path} holds answers that were sampled otherwise ({was})",
                 field="out",

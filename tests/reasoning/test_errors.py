@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from reasoning import errors
-from reasoning.errors import AudioError, EquivoxError
+from reasoning.errors import AudioError, EquivoxError, changes
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, EquivoxError)]
 
@@ -46,3 +46,12 @@ def test_every_kind_survives_pickle_and_copy_with_all_its_parts(kind):
 def test_row_field_and_cure_are_given_by_name_only():
     with pytest.raises(TypeError):
         AudioError("is empty", "1001")  # type: ignore[misc]
+
+
+def test_changes_name_what_was_and_what_is_and_three_at_most():
+    assert changes({"a": 1, "b": 2}, {"b": 2, "a": 1}) == ""
+    assert (
+        changes({"a": 1, "gone": True}, {"a": 2, "new": "x"})
+        == "a was 1, is 2, gone was True, is None, new was None, is 'x'"
+    )
+    assert changes({}, dict.fromkeys("dcba", 1)).count("was") == 3

@@ -95,7 +95,9 @@ def test_claims_are_sorted_by_what_was_measured():
 
 @given(st.text(max_size=80))
 def test_any_text_is_read_without_an_error(text):
-    ground(text, dict.fromkeys(CUES, 0))
+    found = ground(text, dict.fromkeys(CUES, 0))
+    assert len(found.true) + len(found.false) == len(read_claims(text)[0])
+    assert not found.unknown
 
 
 VOCABULARY = sorted(
