@@ -143,7 +143,7 @@ def main() -> None:
     ]
     loaded = add_adapter(load_model(args.model, device=args.device), r=16, alpha=32, dropout=0.0, train_projector=True)
     prompter = Prompter(loaded, corpus.info.emotions)
-    add_answer_head(loaded.base, prompter.label_ids)
+    add_answer_head(loaded.base, prompter.labels)
     results = {}
     for name, (plain, ours) in comparisons(loaded, rows, prompter).items():
         results[name] = compare(plain, ours, args.repeats)

@@ -230,7 +230,7 @@ def trained_checkpoint(
     corpus = read_corpus(tone_corpus)
     loaded = load_model(untrained_checkpoint)
     prompter = Prompter(loaded, corpus.info.emotions)
-    add_answer_head(loaded.base, prompter.label_ids)
+    add_answer_head(loaded.base, prompter.labels)
     collator = AnswerCollator(prompter, loaded.memory(), level="no_think", seed=0, share_digits=1)
     rows = [
         {"id": c.id, "audio": str(corpus.root / c.audio), "transcript": c.transcript, "votes": c.votes}

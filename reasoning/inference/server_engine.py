@@ -28,6 +28,7 @@ from reasoning.inference.endpoint import Endpoint
 from reasoning.inference.engine import Generation, LabelScores, Request
 from reasoning.models.families import Family, family_of
 from reasoning.models.generating import end_ids
+from reasoning.models.label_trie import Step
 from reasoning.models.memory import Heard, mel_frames
 from reasoning.models.prompter import Prompter
 from reasoning.prompts import conversation
@@ -159,35 +160,43 @@ class ServerEngine:
         thinking, forced = "", False
         if request.level == "think":
             thinking, forced = close_thinking(self._written(request, self.max_thinking_tokens, 0.0, 0).text)
+        labels = self.prompter.labels
+        logps = [self._next_logps(request, thinking + ANSWER_PREFIX, step) for step in labels.steps]
+        row = torch.softmax(torch.tensor(labels.sums(logps), dtype=torch.float64), dim=-1).tolist()
+        return LabelScores(request.id, tuple(row), "own_think" if request.level == "think" else "no_think", forced)
+
+    def _next_logps(self, request: Request, prefix: str, step: Step) -> list[float]:
+        """Log-probabilities of the step's tokens after `prefix` and what the step stands on."""
         body = {
             "temperature": 0.0,
             "max_tokens": 1,
             "logprobs": True,
-            "logprob_token_ids": self.prompter.label_ids,
+            "logprob_token_ids": list(step.tokens),
             "return_tokens_as_token_ids": True,
         }
-        answer, choice = self._ask(request, thinking + ANSWER_PREFIX, body)
+        answer, choice = self._ask(request, prefix, body, step.prefix)
         if "prompt_token_ids" not in answer:
             raise self._inexact("does not say which prompt tokens it scored", request.id)
         try:
             found = {top["token"]: top["logprob"] for top in choice["logprobs"]["content"][0]["top_logprobs"]}
-            logps = [found[f"token_id:{token}"] for token in self.prompter.label_ids]
+            return [found[f"token_id:{token}"] for token in step.tokens]
         except (TypeError, KeyError, IndexError):
             raise self._inexact("does not give the log-probability of every label", request.id) from None
-        row = torch.softmax(torch.tensor(logps, dtype=torch.float64), dim=-1).tolist()
-        return LabelScores(request.id, tuple(row), "own_think" if request.level == "think" else "no_think", forced)
 
-    def _ask(self, request: Request, prefix: str, body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(the server's whole answer, its first choice) after `prefix`, which the model is made to have written."""
+    def _ask(
+        self, request: Request, prefix: str, body: dict[str, Any], tokens: Sequence[int] = ()
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(the server's whole answer, its first choice); the model is made to have written `prefix` and `tokens`."""
         samples = read_audio(request.audio, row=request.id) if isinstance(request.audio, Path) else request.audio
         messages = conversation(request.transcript, samples is not None, request.level, self.emotions)
         for part in messages[0]["content"]:
             if part["type"] == "audio" and samples is not None:
                 part |= {"type": "input_audio", "input_audio": {"data": as_wav(samples), "format": "wav"}}
         if prefix:
-            messages.append({"role": "assistant", "content": prefix})
+            written = prefix + (self.prompter.tokenizer.decode(list(tokens)) if self.prompter and tokens else "")
+            messages.append({"role": "assistant", "content": written})
             body |= {"add_generation_prompt": False, "continue_final_message": True}
-        expected = self._prompt_ids(request, samples, prefix)
+        expected = self._prompt_ids(request, samples, prefix, tokens)
         if expected is not None and self.max_tokens is not None:
             refuse_too_long(request.id, len(expected), body["max_tokens"], self.max_tokens)
         if self.checkpoint is not None:
@@ -213,7 +222,9 @@ class ServerEngine:
             )
         return answer, answer["choices"][0]
 
-    def _prompt_ids(self, request: Request, samples: np.ndarray | None, prefix: str) -> list[int] | None:
+    def _prompt_ids(
+        self, request: Request, samples: np.ndarray | None, prefix: str, tokens: Sequence[int]
+    ) -> list[int] | None:
         """What the prompt's token ids must be, by the local checkpoint; None without one."""
         if self.prompter is None:
             return None
@@ -221,7 +232,8 @@ class ServerEngine:
         if samples is not None:
             _, (frames,) = mel_frames(self.prompter.processor.feature_extractor, [(samples, request.id)])
             heard = Heard(torch.empty(0), frames)
-        return self.prompter.prompt_ids(request.transcript, heard, request.level) + self.prompter.encode(prefix)
+        prompt = self.prompter.prompt_ids(request.transcript, heard, request.level)
+        return [*prompt, *self.prompter.encode(prefix), *tokens]
 
     def _inexact(self, what: str, row: str) -> EvaluationError:
         cure = "serve the checkpoint with `equivox serve` (vLLM 0.30 or newer), or ask for --readouts verbalized"

@@ -39,7 +39,7 @@ class TransformersEngine:
         self.prompter = Prompter(loaded, emotions)
         self.memory = memory or loaded.memory()
         self.stop_ids = stop_ids(loaded)
-        add_answer_head(loaded.base, self.prompter.label_ids)
+        add_answer_head(loaded.base, self.prompter.labels)
 
     def generate(
         self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0

@@ -21,6 +21,7 @@ from reasoning.errors import ConfigError, ModelError
 from reasoning.inference.asking import close_thinking, refuse_too_long, request_seed
 from reasoning.inference.engine import Generation, LabelScores, Request
 from reasoning.models.generating import stop_ids
+from reasoning.models.label_trie import Step
 from reasoning.models.loading import best_device, load_model
 from reasoning.models.prompter import Prompter
 from reasoning.response import ANSWER_PREFIX
@@ -111,17 +112,19 @@ class VllmEngine:
 
     def score_labels(self, requests: Sequence[Request]) -> Iterator[LabelScores]:
         """The label readout: after the bare answer prefix (no_think), or after the model's own thinking (own_think)."""
-        label_ids = self.prompter.label_ids
-        options = {"temperature": 0.0, "max_tokens": 1, "logprob_token_ids": label_ids}
+        labels = self.prompter.labels
+        options = [{"temperature": 0.0, "max_tokens": 1, "logprob_token_ids": list(s.tokens)} for s in labels.steps]
         for part in self._batches(requests):
             thinking = [r for r in part if r.level == "think"]
             written = self.generate(thinking, max_new_tokens=self.max_thinking_tokens)
             thoughts = {g.id: close_thinking(g.text) for g in written}
             prefixes = [thoughts.get(r.id, ("", False))[0] + ANSWER_PREFIX for r in part]
-            prompts = self._prompts(part, prefixes, 1)
-            for request, completion in zip(part, self._run(prompts, [options] * len(part)), strict=True):
-                logps = [completion.logprobs[0][token].logprob for token in label_ids]
-                row = torch.softmax(torch.tensor(logps, dtype=torch.float64), dim=-1).tolist()
+            bare = self._prompts(part, prefixes, labels.depth)
+            prompts = [_Prompt(p.row, [*p.ids, *step.prefix], p.audio) for p in bare for step in labels.steps]
+            answers = iter(self._run(prompts, options * len(part)))
+            for request in part:
+                logps = [_logps_of(next(answers), step) for step in labels.steps]
+                row = torch.softmax(torch.tensor(labels.sums(logps), dtype=torch.float64), dim=-1).tolist()
                 forced = request.id in thoughts and thoughts[request.id][1]
                 yield LabelScores(request.id, tuple(row), "own_think" if request.id in thoughts else "no_think", forced)
 
@@ -162,3 +165,7 @@ class VllmEngine:
         first = prompt.ids.index(self.audio_id)
         ids = prompt.ids[: first + 1] + prompt.ids[first + len(prompt.audio) :]
         return {"prompt_token_ids": ids, "multi_modal_data": {"audio": {"audio_embeds": [prompt.audio]}}}
+
+
+def _logps_of(completion: Any, step: Step) -> list[float]:
+    return [completion.logprobs[0][token].logprob for token in step.tokens]

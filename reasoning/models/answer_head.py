@@ -7,7 +7,7 @@ audio tokens costs no logits. TRL's own fused head does this on CUDA only, and r
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, cast
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
 from transformers.utils import ModelOutput
+
+from reasoning.models.label_trie import LabelTrie, TrieForward
 
 CHUNK = 4096
 """Positions multiplied by the LM head at once. More are recomputed in the backward pass instead of being kept."""
@@ -28,9 +30,9 @@ class AnswerOutput(ModelOutput):
 
     logps: (B, L) log-probability of each label token given what stands before it, 0 where the label is -100.
     entropy: (B, L) nats, no gradient, 0 there too; None unless asked for. mean_logits: (B, L) mean of the logits over
-    the vocabulary, given with the entropy. top1: (B, L) whether the label is likeliest. label_logits: (B, K) logits of
-    the labels at `slots`, float32; None without slots. label_mass: (B,) log-probability that the token at the slot is
-    any of the labels.
+    the vocabulary, given with the entropy. top1: (B, L) whether the label is likeliest. label_logits: (B, K) of the
+    labels at `slots`, float32: logits of their tokens, or log-probabilities of their whole lines where first tokens do
+    not tell them apart; None without slots. label_mass: (B,) log-probability that any of the labels stands there.
     """
 
     logps: Tensor | None = None
@@ -50,7 +52,7 @@ class Completions:
     prompt_of: Tensor
 
 
-def add_answer_head(model: PreTrainedModel, label_ids: Sequence[int]) -> None:
+def add_answer_head(model: PreTrainedModel, label_trie: LabelTrie) -> None:
     """Let `model(..., answer_head=True, labels=, slots=, temperature=, entropy=, completions=)` return an AnswerOutput.
 
     labels: (B, L) token ids, -100 where nothing is asked. slots: (B,) position of the vote, L if it comes next.
@@ -60,7 +62,8 @@ def add_answer_head(model: PreTrainedModel, label_ids: Sequence[int]) -> None:
     see an ordinary forward call.
     """
     original = model.forward
-    label_index = list(label_ids)
+    label_index = list(label_trie.steps[0].tokens)
+    tree = TrieForward(label_trie, model) if len(label_trie.steps) > 1 else None
 
     # `generate` reads the signature before it passes position_ids; without them, left padding would shift its rows.
     @functools.wraps(type(model).forward)
@@ -71,11 +74,14 @@ def add_answer_head(model: PreTrainedModel, label_ids: Sequence[int]) -> None:
         temperature, entropy = kwargs.pop("temperature", 1.0), kwargs.pop("entropy", False)
         completions = kwargs.pop("completions", None)
         # before[:, i] is the state that predicts token i; the last one predicts what would come next.
+        grow = functools.partial(tree.inputs, slots=slots, dtype=self.dtype) if tree and slots is not None else None
         if completions is None:
+            kwargs |= grow(kwargs["input_ids"], kwargs["attention_mask"]) if grow else {}
             hidden = self.base_model(*args, **{"use_cache": False, **kwargs}).last_hidden_state
-            before = nn.functional.pad(hidden, (0, 0, 1, 0))
+            length = hidden.shape[1] - (len(tree.ids) if tree and grow else 0)
+            before, in_tree = nn.functional.pad(hidden[:, :length], (0, 0, 1, 0)), hidden[:, length:]
         else:
-            before = _states_before_completions(self, completions, **kwargs)
+            before, in_tree = _states_before_completions(self, completions, grow, **kwargs)
         lm_head = cast(nn.Module, self.get_output_embeddings())
         output = AnswerOutput()
         if labels is not None:
@@ -83,17 +89,27 @@ def add_answer_head(model: PreTrainedModel, label_ids: Sequence[int]) -> None:
             output.entropy, output.mean_logits = rest or (None, None)
         if slots is not None:
             rows = torch.arange(before.shape[0], device=before.device)
-            logits = lm_head(before[rows, slots.to(before.device)]).float()
-            of_labels = logits[:, label_index]
+            at_slot = before[rows, slots.to(before.device)]
+            if tree is None:
+                logits = lm_head(at_slot).float()
+                of_labels = logits[:, label_index]
+                output.label_mass = of_labels.logsumexp(-1) - logits.logsumexp(-1)
+            else:
+                of_labels = tree.scores(lm_head(torch.cat([at_slot[:, None], in_tree], dim=1)))
+                output.label_mass = of_labels.logsumexp(-1)
             output.label_logits = of_labels
-            output.label_mass = of_labels.logsumexp(-1) - logits.logsumexp(-1)
         return output
 
     model.forward = MethodType(forward, model)  # type: ignore[method-assign]
 
 
-def _states_before_completions(model: PreTrainedModel, completions: Completions, **prompts: Any) -> Tensor:
-    """(B, C + 1, H) state before each completion token and after the last; gradients reach the prompts by the cache."""
+def _states_before_completions(
+    model: PreTrainedModel, completions: Completions, grow: Callable[..., dict[str, Tensor]] | None, **prompts: Any
+) -> tuple[Tensor, Tensor]:
+    """States before each completion token and after the last (B, C + 1, H), and in the tree of labels (B, T, H).
+
+    Gradients reach the prompts by the cache. grow: makes the inputs with the tree behind; None leaves it out.
+    """
     mask = prompts["attention_mask"]
     cache = DynamicCache(config=model.config.get_text_config())
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -101,14 +117,15 @@ def _states_before_completions(model: PreTrainedModel, completions: Completions,
     last = states.last_hidden_state[:, -1]
     cache.batch_select_indices(completions.prompt_of)
     whole = torch.cat([mask[completions.prompt_of], completions.mask.to(mask)], dim=1)
-    answers = model.base_model(
-        input_ids=completions.ids,
-        attention_mask=whole,
-        position_ids=(whole.cumsum(-1) - 1).clamp(min=0)[:, mask.shape[1] :],
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    return torch.cat([last[completions.prompt_of][:, None], answers], dim=1)
+    inputs = {
+        "input_ids": completions.ids,
+        "attention_mask": whole,
+        "position_ids": (whole.cumsum(-1) - 1).clamp(min=0)[:, mask.shape[1] :],
+    }
+    inputs |= grow(completions.ids, whole) if grow else {}
+    answers = model.base_model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
+    length = completions.ids.shape[1]
+    return torch.cat([last[completions.prompt_of][:, None], answers[:, :length]], dim=1), answers[:, length:]
 
 
 def _label_tokens(

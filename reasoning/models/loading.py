@@ -12,11 +12,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel
 
-from reasoning.emotions import EmotionSet
 from reasoning.errors import ModelError
 from reasoning.models.families import Family, family_of
 from reasoning.models.memory import AudioMemory, accept_encoded
-from reasoning.response import ANSWER_PREFIX
 
 BASE_RECORD = "equivox_base.json"
 """Written beside an adapter: which base it was trained on."""
@@ -164,25 +162,3 @@ def record_base(adapter: Path, loaded: Loaded) -> None:
     """Write beside a saved adapter which base it belongs to, for `check_adapter`."""
     data = {"path": str(loaded.path), "fingerprint": loaded.fingerprint, "model_type": loaded.family.model_type}
     (adapter / BASE_RECORD).write_text(json.dumps(data, indent=1) + "\n")
-
-
-def label_token_ids(tokenizer: Any, emotions: EmotionSet) -> list[int]:
-    """The token that tells each label apart right after ANSWER_PREFIX: the first of its tokens, with a leading space.
-
-    Raises ModelError when two labels begin with the same token, or the tokenizer would merge the prefix with a label.
-    """
-    prefix = tokenizer.encode(ANSWER_PREFIX, add_special_tokens=False)
-    firsts = []
-    for name in emotions.names:
-        whole = tokenizer.encode(f"{ANSWER_PREFIX} {name}", add_special_tokens=False)
-        if whole[: len(prefix)] != prefix:
-            raise ModelError(f"the tokenizer merges {ANSWER_PREFIX!r} with {name!r}", field="emotions")
-        firsts.append(whole[len(prefix)])
-    for name, first in zip(emotions.names, firsts, strict=True):
-        if firsts.count(first) > 1:
-            raise ModelError(
-                f"{name!r} begins with the same token as another label, so one slot cannot tell them apart",
-                field="emotions",
-                cure="rename one of the labels in the corpus's EmotionSet",
-            )
-    return firsts

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reasoning.emotions import EmotionSet
 from reasoning.models.families import Family
-from reasoning.models.loading import label_token_ids
+from reasoning.models.label_trie import LabelTrie
 from reasoning.models.memory import Heard, batch_heard
 from reasoning.prompts import conversation
 from reasoning.response import ANSWER_PREFIX
@@ -37,7 +37,7 @@ class Prompter:
     def __init__(self, loaded: Wording, emotions: EmotionSet) -> None:
         self.processor, self.tokenizer, self.family = loaded.processor, loaded.tokenizer, loaded.family
         self.emotions = emotions
-        self.label_ids = label_token_ids(self.tokenizer, emotions)
+        self.labels = LabelTrie.of(self.tokenizer, emotions)
         self.answer_prefix_ids = self.encode(ANSWER_PREFIX)
         self.pad_id: int = self.tokenizer.pad_token_id
         self.eos_id: int = self.tokenizer.eos_token_id

@@ -35,7 +35,7 @@ def drawn_vote(row: Row, emotions: EmotionSet, seed: int, epoch: int) -> str:
 class AnswerCollator:
     """Rows -> one SFT batch. Set `epoch` before each epoch; it decides which listener's vote is written.
 
-    Returned keys: input_ids, attention_mask, labels (B, L): IGNORE on prompt, padding and the vote's tokens;
+    Returned keys: input_ids, attention_mask, labels (B, L): IGNORE on prompt, padding and the vote's scored tokens;
     input_features, feature_attention_mask: the audio; slots (B,): position of the vote's token; votes (B, K).
     Runs in the main process (dataloader_num_workers 0): the memory it fills lives there.
     """
@@ -81,7 +81,8 @@ class AnswerCollator:
         if slot is None:
             raise RowError("the tokenizer hides the vote slot in the written response", row=row["id"], field="response")
         labels = list(response)
-        for i in range(slot, slot + len(prompter.encode(f" {vote}"))):
+        # What the readout scores is the KL's business; what must follow it, given that, is the cross-entropy's.
+        for i in range(slot, slot + len(prompter.labels.paths[prompter.emotions.index(vote)])):
             labels[i] = IGNORE
         ids = prompt + response
         if self.max_length is not None and len(ids) > self.max_length:

@@ -65,7 +65,7 @@ class AudioDPOTrainer(DPOTrainer):
             processing_class=loaded.tokenizer,
             **kwargs,
         )
-        add_answer_head(loaded.base, collator.prompter.label_ids)
+        add_answer_head(loaded.base, collator.prompter.labels)
         answer_as_fused_head(loaded.base)
 
     model: torch.nn.Module

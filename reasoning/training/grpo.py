@@ -81,7 +81,7 @@ class AudioGRPOTrainer(GRPOTrainer):
             processing_class=loaded.tokenizer,
             **kwargs,
         )
-        add_answer_head(loaded.base, prompter.label_ids)
+        add_answer_head(loaded.base, prompter.labels)
 
     args: GRPOConfig
     model: torch.nn.Module

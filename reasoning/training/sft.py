@@ -51,7 +51,7 @@ class AmbiguitySFTTrainer(SFTTrainer):
             callbacks=[_NewVotesEachEpoch(collator), *kwargs.pop("callbacks", [])],
             **kwargs,
         )
-        add_answer_head(loaded.base, collator.prompter.label_ids)
+        add_answer_head(loaded.base, collator.prompter.labels)
 
     model: torch.nn.Module
 

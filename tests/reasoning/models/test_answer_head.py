@@ -50,7 +50,7 @@ def test_log_probabilities_entropy_and_gradients_equal_those_of_the_full_logits(
     weight.requires_grad_(True)
     logits, chosen, entropy = naive(loaded, batch, 0.7)
     (expected,) = torch.autograd.grad(chosen.sum(), weight)
-    add_answer_head(loaded.base, prompter.label_ids)
+    add_answer_head(loaded.base, prompter.labels)
     out = loaded.base(**batch, answer_head=True, temperature=0.7, entropy=True)
     (gradient,) = torch.autograd.grad(out.logps.sum(), weight)
     torch.testing.assert_close(out.logps[:, 1:], chosen, atol=1e-5, rtol=1e-4)
@@ -64,12 +64,12 @@ def test_log_probabilities_entropy_and_gradients_equal_those_of_the_full_logits(
 def test_label_logits_are_those_that_predict_the_votes_token_and_mass_is_their_share(ready):
     loaded, prompter, batch, *_ = ready
     logits, *_ = naive(loaded, batch)
-    add_answer_head(loaded.base, prompter.label_ids)
+    add_answer_head(loaded.base, prompter.labels)
     out = loaded.base(**batch, answer_head=True)
     for row, slot in enumerate(batch["slots"].tolist()):
         at = logits[row, slot - 1]
-        torch.testing.assert_close(out.label_logits[row], at[prompter.label_ids], atol=1e-5, rtol=1e-4)
-        share = torch.softmax(at, -1)[prompter.label_ids].sum().log()
+        torch.testing.assert_close(out.label_logits[row], at[list(prompter.labels.steps[0].tokens)], atol=1e-5, rtol=1e-4)
+        share = torch.softmax(at, -1)[list(prompter.labels.steps[0].tokens)].sum().log()
         torch.testing.assert_close(out.label_mass[row], share, atol=1e-5, rtol=1e-4)
 
 
@@ -89,7 +89,7 @@ def test_shared_prompts_give_the_same_log_probabilities_and_gradients_as_whole_r
     slots = torch.tensor([3, 3, 0, 2])
     weight = loaded.base.get_submodule("model.multi_modal_projector.linear").weight
     weight.requires_grad_(True)
-    add_answer_head(loaded.base, prompter.label_ids)
+    add_answer_head(loaded.base, prompter.labels)
 
     shared = loaded.base(
         **prompt_batch(prompter, prompts, heard), completions=Completions(ids, mask, torch.tensor(prompt_of)),
@@ -121,6 +121,6 @@ def test_without_the_keyword_the_forward_is_the_models_own_and_generate_still_pa
     loaded, prompter, batch, *_ = ready
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "slots")}
     before = loaded.base(**inputs).logits
-    add_answer_head(loaded.base, prompter.label_ids)
+    add_answer_head(loaded.base, prompter.labels)
     assert torch.equal(loaded.base(**inputs).logits, before)
     assert "position_ids" in inspect.signature(loaded.base.forward).parameters

@@ -39,7 +39,7 @@ def test_only_the_response_without_its_vote_carries_loss_and_the_slot_points_at_
         assert not reading.problems
         assert reading.vote == drawn_vote(row, prompter.emotions, 3, 0)
         assert ids[end] == prompter.eos_id
-        assert ids[slot] in prompter.label_ids
+        assert ids[slot] in prompter.labels.steps[0].tokens
         silent = [i for i in range(start, end + 1) if not asked[i]]
         assert silent == list(range(int(slot), int(slot) + len(silent)))
         assert prompter.tokenizer.decode(ids[silent]) == f" {reading.vote}"

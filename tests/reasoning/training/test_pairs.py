@@ -50,7 +50,7 @@ def test_chosen_and_rejected_share_prompt_and_audio_and_only_answers_without_vot
         assert silent == {"chosen": " disgust", "rejected": " sad" if i % 3 else ""}[side]
         assert not asked[mask == 0].any()
     for i, slot in enumerate(batch["slots"].tolist()):
-        assert int(batch["input_ids"][i, slot]) == prompter.label_ids[1]
+        assert int(batch["input_ids"][i, slot]) == prompter.labels.steps[0].tokens[1]
     assert batch["votes"].tolist() == [row["votes"] for row in rows]
 
 

@@ -140,7 +140,7 @@ def test_the_loss_weighs_the_trace_the_answer_and_the_votes_as_the_full_logits_s
         for i in wanted:
             loss = -float(logs[row, i - 1, batch["input_ids"][row, i]])
             trace, answer = (trace + loss, answer) if i <= opening else (trace, answer + loss)
-        labels = logs[row, int(batch["slots"][row]) - 1, prompter.label_ids]
+        labels = logs[row, int(batch["slots"][row]) - 1, list(prompter.labels.steps[0].tokens)]
         answer -= float(labels.logsumexp(-1))
         votes = batch["votes"][row] / batch["votes"][row].sum()
         read_out = labels - labels.logsumexp(-1)
