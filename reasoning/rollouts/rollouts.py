@@ -53,21 +53,28 @@ class Sample:
 
 @dataclass(frozen=True)
 class Synced:
-    """What a weight sync moved. checksum: sha256 of the names and bytes that arrived, as hexadecimal digits."""
+    """What a weight sync moved. checksum: `receiving.checksum` of what arrived, None where nothing travelled."""
 
     tensors: int
     bytes: int
     seconds: float
-    checksum: str
+    checksum: str | None
 
 
 class Rollouts(Protocol):
-    """Samples completions from the weights it was last given."""
+    """Samples completions from the weights it was last given.
+
+    max_tokens: of prompt and completion together. shared: one engine for all ranks, so one of them syncs it; else each
+    rank has its own. hears: encodes the sound itself, so a projector that was trained is part of its weights.
+    """
 
     name: str
+    max_tokens: int
+    shared: bool
+    hears: bool
 
     def sample(self, prompts: Sequence[Prompt], n: int, seeds: Sequence[int], sampling: Sampling) -> list[list[Sample]]:
-        """n completions of each prompt, which is sent once and its audio once. seeds: one a prompt, for all its n."""
+        """n completions of each prompt, which is sent once with its audio. seeds: one a prompt; sample j adds j."""
         ...
 
     def logps(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -1,0 +1,92 @@
+"""What a vLLM worker does with the weights that training touched, in the trainer's process or in a server's."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from reasoning.errors import ModelError
+
+
+def receive(worker: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Replace weights of a vLLM worker's model by `tensors`, named as in the checkpoint it was started from.
+
+    vLLM fuses q, k and v, or gate and up, into one layer, and rebuilds a layer from what it is handed: a part that is
+    not handed over would be left uninitialised. So parts that training left alone are read from the checkpoint, which
+    still has them as they are. Raises ModelError on a name that the checkpoint does not have.
+    """
+    runner = worker.model_runner
+    stored = _stored(Path(runner.model_config.model))
+    unknown = sorted(tensors.keys() - stored.keys())
+    if unknown:
+        raise ModelError(f"{len(unknown)} weights, {unknown[0]} first, are not in {runner.model_config.model}")
+    rest = untouched_parts(tensors, stored, _fused(runner.model))
+    with _quiet():
+        runner.reload_weights(weights_iterator=_all(tensors, {name: stored[name] for name in rest}))
+
+
+def untouched_parts(touched: Collection[str], stored: Collection[str], fused: Collection[frozenset[str]]) -> set[str]:
+    """Names in `stored` that vLLM keeps in one layer with one of `touched`. fused: modules that share a layer."""
+    modules = {name.rpartition(".")[0] for name in touched}
+    layers = set()
+    for module in modules:
+        parent, _, last = module.rpartition(".")
+        for part in {last}.union(*(group for group in fused if last in group)):
+            layers.add(f"{parent}.{part}" if parent else part)
+    return {name for name in stored if name.rpartition(".")[0] in layers} - set(touched)
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types and bytes in the order of names, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _stored(folder: Path) -> dict[str, Path]:
+    """Which file holds each tensor of a checkpoint folder."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
+
+
+def _fused(model: Any) -> set[frozenset[str]]:
+    mappings = [getattr(module, "packed_modules_mapping", None) or {} for module in model.modules()]
+    return {frozenset(parts) for mapping in mappings for parts in mapping.values()}
+
+
+def _all(tensors: Mapping[str, Tensor], rest: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
+    # In the order of names a layer's parts come together, so vLLM holds one layer twice at a time and not all.
+    for name in sorted({*tensors, *rest}):
+        if name in tensors:
+            yield name, tensors[name]
+        else:
+            with safe_open(rest[name], "pt") as file:
+                yield name, file.get_tensor(name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a warning for each layer that keeps its weights, which here is meant."""
+    logger = logging.getLogger("vllm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
