@@ -62,6 +62,10 @@ class StorageError(EquivoxError):
     """A file cannot be written."""
 
 
+class RolloutParityError(EquivoxError):
+    """Trainer and rollouts do not agree on what was asked, heard or written."""
+
+
 class RewardError(EquivoxError):
     """A reward function cannot be loaded or failed on a completion."""
 
