@@ -49,10 +49,15 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over names, types and bytes in the order of names, as hexadecimal digits."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        add_to_checksum(digest, name, tensors[name])
     return digest.hexdigest()
+
+
+def add_to_checksum(digest: Any, name: str, tensor: Tensor) -> None:
+    """Bring the next tensor, in the order of names, into the sha256 that `checksum` returns."""
+    tensor = tensor.detach().cpu().contiguous()
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
 
 
 @lru_cache(maxsize=1)
