@@ -62,6 +62,10 @@ class StorageError(EquivoxError):
     """A file cannot be written."""
 
 
+class RolloutError(EquivoxError):
+    """Whoever samples the rollouts cannot be reached, or cannot be given the trainer's weights."""
+
+
 class RolloutParityError(EquivoxError):
     """Trainer and rollouts do not agree on what was asked, heard or written."""
 
