@@ -94,7 +94,8 @@ def _transformers(args: argparse.Namespace, emotions: EmotionSet, batch_size: in
 
 
 def _vllm(args: argparse.Namespace, emotions: EmotionSet, batch_size: int) -> Opened:
-    from reasoning.inference.vllm_engine import VllmEngine, require_vllm
+    from reasoning.inference.local_vllm import require_vllm
+    from reasoning.inference.vllm_engine import VllmEngine
     from reasoning.models.loading import fingerprint
 
     require_vllm()

@@ -1,8 +1,9 @@
-"""equivox serve --model DIR [--adapter DIR] [--port 8000] [options of vLLM's server]
+"""equivox serve --model DIR [--adapter DIR | --rollouts FOLDER] [--port 8000] [options of vLLM's server]
 
 Serves a checkpoint, with the adapter merged into it, through vLLM's OpenAI-compatible API, to this machine only. Its
 name there says which weights it has: `equivox evaluate --engine server` with the same --model and --adapter finds it by
-that name. Options that are not listed here go to vLLM's server (`vllm serve`) as they are.
+that name. With --rollouts it serves a training on this machine instead, which replaces its weights as it goes
+(docs/engines.md). Options that are not listed here go to vLLM's server (`vllm serve`) as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from pathlib import Path
 from launch.cli import run
 from launch.engines import merged, served_name
 from reasoning.errors import ConfigError
+from reasoning.inference.endpoint import LOOPBACK
+
+FOR_ROLLOUTS = [
+    *("--worker-extension-cls", "reasoning.rollouts.worker_extension.WeightReceiver"),
+    "--enable-scale-out",  # /inference/v1/generate: token ids in, token ids out
+    *("--logprobs-mode", "processed_logprobs"),  # of what was drawn from: after temperature and the forbidden tokens
+]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--model", type=Path, required=True, help="checkpoint folder")
     p.add_argument("--adapter", type=Path, help="adapter to merge into it, kept in its folder as merged/")
+    p.add_argument(
+        "--rollouts", type=Path, help="serve GRPO: the folder that the training writes new weights to; /dev/shm is fast"
+    )
     p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     p.add_argument("--port", type=int, default=8000, help="default: 8000")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
@@ -34,15 +45,40 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args, more = parser().parse_known_args(argv)
 
-    from reasoning.inference.vllm_engine import require_vllm
+    from reasoning.inference.local_vllm import require_vllm
     from reasoning.models.loading import best_device
 
     require_vllm()
+    if args.rollouts is not None:
+        prepare_rollouts(args)
     refuse_taken(args.host, args.port)
     checkpoint = merged(args.model, args.adapter)
     command = vllm_command(args, checkpoint, more, eager=best_device().type == "cpu")
     print(f"equivox: http://{args.host}:{args.port}/v1 will serve {checkpoint}", file=sys.stderr, flush=True)
     os.execv(sys.executable, command)
+
+
+def prepare_rollouts(args: argparse.Namespace) -> None:
+    """Make the folder, for this user alone, and tell vLLM's processes about it.
+
+    Raises ConfigError where others could reach the server, as whoever reaches it may change its weights, and where an
+    adapter is named, as the training sends its own.
+    """
+    if args.host not in LOOPBACK:
+        what = f"is {args.host}, but with --rollouts whoever reaches the server can change its weights"
+        raise ConfigError(what, field="--host", cure=f"leave it out, or give one of {', '.join(LOOPBACK)}")
+    if args.adapter is not None:
+        cure = "serve the base that is trained; the training sends its adapter's weights when it starts"
+        raise ConfigError("cannot be served with --rollouts", field="--adapter", cure=cure)
+    try:
+        args.rollouts.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        what = f"{args.rollouts} cannot be made: {error.strerror}"
+        raise ConfigError(what, field="--rollouts", cure="name a folder that you may write to") from None
+    from reasoning.rollouts.worker_extension import FOLDER_VARIABLE
+
+    os.environ[FOLDER_VARIABLE] = str(args.rollouts.resolve())
+    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # /collective_rpc, /pause, /resume
 
 
 def vllm_command(args: argparse.Namespace, checkpoint: Path, more: list[str], *, eager: bool) -> list[str]:
@@ -56,6 +92,7 @@ def vllm_command(args: argparse.Namespace, checkpoint: Path, more: list[str], *,
         *("--limit-mm-per-prompt", '{"audio": 1}'),
         *("--generation-config", "vllm"),  # sampling options come with the requests, none from the checkpoint
         *(["--enforce-eager"] if eager else []),
+        *(FOR_ROLLOUTS if args.rollouts else []),
         *more,
     ]
 

@@ -1,52 +1,21 @@
-"""The Engine on vLLM, offline: the language model runs in vLLM, the clips are heard here and once.
-
-vLLM 0.30 takes `audio_embeds`, what the projector returns, so its own tower is not even loaded: a clip passes the tower
-once for all its prompts, unpadded, and both engines hear the same numbers.
-"""
+"""The Engine on vLLM, offline: the language model runs in vLLM, the clips are heard here and once."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from reasoning.emotions import EmotionSet
-from reasoning.errors import ConfigError, ModelError
 from reasoning.inference.asking import close_thinking, refuse_too_long, request_seed
 from reasoning.inference.engine import Generation, LabelScores, Request
-from reasoning.models.generating import stop_ids
+from reasoning.inference.local_vllm import Embedded, LocalVllm, embed
 from reasoning.models.label_trie import Step
 from reasoning.models.loading import best_device, load_model
 from reasoning.models.prompter import Prompter
 from reasoning.response import ANSWER_PREFIX
-
-
-def require_vllm() -> None:
-    """Raise ConfigError when vLLM is not installed; otherwise prepare this process's environment for it.
-
-    What the user has set is kept. Without a size, vLLM takes most of a CPU machine's memory for its cache; and it
-    reports usage to its makers unless it is told not to.
-    """
-    if find_spec("vllm") is None:
-        raise ConfigError("vLLM is not installed", field="engine", cure="see docs/engines.md, `Installing vLLM`")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if best_device().type == "cpu":
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """ids: as the model sees them, one placeholder for each row of audio (tokens, hidden), which is None for text."""
-
-    row: str
-    ids: list[int]
-    audio: Tensor | None
 
 
 class VllmEngine:
@@ -67,33 +36,14 @@ class VllmEngine:
         batch_size: int = 64,
         max_thinking_tokens: int = 400,
     ) -> None:
-        require_vllm()
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        on_cpu = best_device().type == "cpu"
-        if on_cpu:  # two more processes would only start later; threads are then this process's, OMP_NUM_THREADS
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        from vllm import LLM  # pyright: ignore[reportMissingImports]
-
         # Loaded whole, kept in part: the tower and the projector. The rest is freed when this function returns.
         loaded = load_model(checkpoint, dtype=getattr(torch, dtype))
         loaded.family.tower_of(loaded.base).to(best_device())
         self.memory = loaded.memory()
-        self.projector = next(m for n, m in loaded.base.named_modules() if n.endswith(loaded.family.projector))
+        self.projector = loaded.projector
         self.prompter = Prompter(loaded, emotions)
-        self.audio_id: int = self.prompter.tokenizer.convert_tokens_to_ids(loaded.family.audio_token)
-        self.never = list(loaded.family.modality_tokens)
-        self.stop_ids = stop_ids(loaded)
         self.batch_size, self.max_thinking_tokens = batch_size, max_thinking_tokens
-        self.llm: Any = LLM(
-            str(checkpoint),
-            dtype=cast(Any, dtype),
-            max_num_seqs=batch_size,
-            enforce_eager=on_cpu,
-            enable_mm_embeds=True,
-            limit_mm_per_prompt={"audio": 0},  # of audio that vLLM would have to encode itself: its tower stays out
-            generation_config="vllm",  # no sampling options from the checkpoint
-        )
-        self.max_tokens: int = self.llm.model_config.max_model_len
+        self.vllm = LocalVllm(loaded, dtype=dtype, max_num_seqs=batch_size)
 
     def generate(
         self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
@@ -120,7 +70,7 @@ class VllmEngine:
             thoughts = {g.id: close_thinking(g.text) for g in written}
             prefixes = [thoughts.get(r.id, ("", False))[0] + ANSWER_PREFIX for r in part]
             bare = self._prompts(part, prefixes, labels.depth)
-            prompts = [_Prompt(p.row, [*p.ids, *step.prefix], p.audio) for p in bare for step in labels.steps]
+            prompts = [Embedded(p.row, [*p.ids, *step.prefix], p.audio) for p in bare for step in labels.steps]
             answers = iter(self._run(prompts, options * len(part)))
             for request in part:
                 logps = [_logps_of(next(answers), step) for step in labels.steps]
@@ -132,39 +82,20 @@ class VllmEngine:
         for start in range(0, len(requests), self.batch_size):
             yield requests[start : start + self.batch_size]
 
-    @torch.no_grad()
-    def _prompts(self, requests: Sequence[Request], prefixes: Sequence[str], new_tokens: int) -> list[_Prompt]:
+    def _prompts(self, requests: Sequence[Request], prefixes: Sequence[str], new_tokens: int) -> list[Embedded]:
         sources = [(r.audio, r.id) for r in requests if r.audio is not None]
         heard = iter(self.memory.hear(*zip(*sources, strict=True)) if sources else ())
         prompts = []
         for request, prefix in zip(requests, prefixes, strict=True):
             of_clip = next(heard) if request.audio is not None else None
             ids = self.prompter.prompt_ids(request.transcript, of_clip, request.level) + self.prompter.encode(prefix)
-            refuse_too_long(request.id, len(ids), new_tokens, self.max_tokens)
-            prompts.append(_Prompt(request.id, ids, None if of_clip is None else self.projector(of_clip.features)))
+            refuse_too_long(request.id, len(ids), new_tokens, self.vllm.max_tokens)
+            prompts.append(embed(request.id, ids, of_clip, self.projector))
         return prompts
 
-    def _run(self, prompts: Sequence[_Prompt], options: Sequence[dict[str, Any]]) -> list[Any]:
+    def _run(self, prompts: Sequence[Embedded], options: Sequence[dict[str, Any]]) -> list[Any]:
         """vLLM's completion of each prompt."""
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-
-        always = {"stop_token_ids": self.stop_ids, "bad_words": self.never, "detokenize": False}
-        outputs = self.llm.generate(
-            [self._as_input(p) for p in prompts], [SamplingParams(**always, **o) for o in options], use_tqdm=False
-        )
-        for prompt, output in zip(prompts, outputs, strict=True):
-            if list(output.prompt_token_ids) != prompt.ids:
-                what = f"vLLM made {len(output.prompt_token_ids)} prompt tokens of its {len(prompt.ids)}, or others"
-                raise ModelError(what, row=prompt.row, field="prompt", cure="install the pinned version of vLLM")
-        return [output.outputs[0] for output in outputs]
-
-    def _as_input(self, prompt: _Prompt) -> dict[str, Any]:
-        """vLLM puts the placeholders in itself, so it is handed one where the model sees many."""
-        if prompt.audio is None:
-            return {"prompt_token_ids": prompt.ids}
-        first = prompt.ids.index(self.audio_id)
-        ids = prompt.ids[: first + 1] + prompt.ids[first + len(prompt.audio) :]
-        return {"prompt_token_ids": ids, "multi_modal_data": {"audio": {"audio_embeds": [prompt.audio]}}}
+        return [output.outputs[0] for output in self.vllm.ask(prompts, options)]
 
 
 def _logps_of(completion: Any, step: Step) -> list[float]:

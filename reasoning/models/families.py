@@ -42,6 +42,10 @@ class Family:
         """The audio tower inside the full (not peft-wrapped) model."""
         return model.get_submodule(self.tower)
 
+    def projector_of(self, model: PreTrainedModel) -> nn.Module:
+        """What turns features of the tower into embeddings; peft's wrapper where it is trained whole."""
+        return next(module for name, module in model.named_modules() if name.split(".")[-1] == self.projector)
+
     def check_targets(self, adapted: Sequence[str]) -> None:
         """Raise ModelError if a module name in `adapted` lies in the audio tower, which is frozen."""
         inside = [name for name in adapted if self.tower.rsplit(".", 1)[-1] in name.split(".")]

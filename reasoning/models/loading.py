@@ -10,9 +10,11 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel
 
 from reasoning.errors import ModelError
+from reasoning.files import write_atomic
 from reasoning.models.families import Family, family_of
 from reasoning.models.memory import AudioMemory, accept_encoded
 
@@ -36,6 +38,11 @@ class Loaded:
     def base(self) -> PreTrainedModel:
         """The full model without the peft wrapper."""
         return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+
+    @property
+    def projector(self) -> nn.Module:
+        """The module between the audio tower and the language model."""
+        return self.family.projector_of(self.base)
 
     @property
     def tokenizer(self) -> Any:
@@ -161,4 +168,4 @@ def add_adapter(
 def record_base(adapter: Path, loaded: Loaded) -> None:
     """Write beside a saved adapter which base it belongs to, for `check_adapter`."""
     data = {"path": str(loaded.path), "fingerprint": loaded.fingerprint, "model_type": loaded.family.model_type}
-    (adapter / BASE_RECORD).write_text(json.dumps(data, indent=1) + "\n")
+    write_atomic(adapter / BASE_RECORD, json.dumps(data, indent=1) + "\n")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -57,7 +57,7 @@ def add_to_checksum(digest: Any, name: str, tensor: Tensor) -> None:
     """Bring the next tensor, in the order of names, into the sha256 that `checksum` returns."""
     tensor = tensor.detach().cpu().contiguous()
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    digest.update(cast(Any, tensor.flatten().view(torch.uint8).numpy()))
 
 
 @lru_cache(maxsize=1)

@@ -59,7 +59,7 @@ def test_the_name_tells_base_and_adapter_apart_and_not_where_they_lie(untrained_
 
 
 def test_a_taken_port_is_refused_before_anything_is_loaded(monkeypatch, tmp_path):
-    monkeypatch.setattr("reasoning.inference.vllm_engine.find_spec", lambda name: object())
+    monkeypatch.setattr("reasoning.inference.local_vllm.find_spec", lambda name: object())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with pytest.raises(ConfigError, match=rf"--port: cannot listen on 127.0.0.1:{port}: Address already in use"):
@@ -67,7 +67,7 @@ def test_a_taken_port_is_refused_before_anything_is_loaded(monkeypatch, tmp_path
 
 
 def test_without_vllm_the_cure_is_named(monkeypatch):
-    monkeypatch.setattr("reasoning.inference.vllm_engine.find_spec", lambda name: None)
+    monkeypatch.setattr("reasoning.inference.local_vllm.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="vLLM is not installed"):
         serve.main(["--model", "models/seed"])
 

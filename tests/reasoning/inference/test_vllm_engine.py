@@ -9,8 +9,9 @@ from reasoning.distributions import jsd_bits, normalize_votes
 from reasoning.errors import ConfigError, ModelError
 from reasoning.inference.endpoint import Endpoint
 from reasoning.inference.engine import Request
+from reasoning.inference.local_vllm import require_vllm
 from reasoning.inference.server_engine import LocalCheckpoint, ServerEngine
-from reasoning.inference.vllm_engine import VllmEngine, require_vllm
+from reasoning.inference.vllm_engine import VllmEngine
 
 LABEL_TOLERANCE = 1e-4
 """Largest difference of a label's probability between two engines in float32. docs/engines.md states it."""
@@ -93,9 +94,9 @@ def test_audio_tokens_are_never_sampled_even_by_a_model_that_wants_nothing_else(
     eager = {"temperature": 2.0, "max_tokens": 40, "ignore_eos": True, "logit_bias": dict.fromkeys(never, 100.0)}
     banned = offline._run(prompts, [eager] * 4)
     assert not never & {token for c in banned for token in c.token_ids}
-    offline.never, kept = [], offline.never
+    offline.vllm.never, kept = [], offline.vllm.never
     free = offline._run(prompts, [eager] * 4)
-    offline.never = kept
+    offline.vllm.never = kept
     assert {token for c in free for token in c.token_ids} <= never
 
 
@@ -110,6 +111,6 @@ def test_a_clip_passes_the_tower_once_for_all_its_prompts(offline, tones):
 
 
 def test_without_vllm_the_cure_is_named(monkeypatch):
-    monkeypatch.setattr("reasoning.inference.vllm_engine.find_spec", lambda name: None)
+    monkeypatch.setattr("reasoning.inference.local_vllm.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"vLLM is not installed.*docs/engines.md"):
         require_vllm()

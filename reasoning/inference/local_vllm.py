@@ -1,0 +1,105 @@
+"""vLLM in this process, handed token ids and projected audio: evaluation and rollouts start and ask it alike.
+
+vLLM 0.30 takes `audio_embeds`, what the projector returns, so its own tower is not even loaded: a clip passes the tower
+once for all its prompts, unpadded, and both engines hear the same numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reasoning.errors import ConfigError, ModelError
+from reasoning.models.generating import stop_ids
+from reasoning.models.loading import Loaded, best_device
+from reasoning.models.memory import Heard
+
+
+def require_vllm() -> None:
+    """Raise ConfigError when vLLM is not installed; otherwise prepare this process's environment for it.
+
+    What the user has set is kept. Without a size, vLLM takes most of a CPU machine's memory for its cache; and it
+    reports usage to its makers unless it is told not to.
+    """
+    if find_spec("vllm") is None:
+        raise ConfigError("vLLM is not installed", field="engine", cure="see docs/engines.md, `Installing vLLM`")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if best_device().type == "cpu":
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """ids: as the model sees them, one placeholder for each row of audio (tokens, hidden), which is None for text."""
+
+    row: str
+    ids: list[int]
+    audio: Tensor | None
+
+
+@torch.no_grad()
+def embed(row: str, ids: list[int], heard: Heard | None, projector: nn.Module) -> Embedded:
+    """A prompt with its audio as the language model takes it."""
+    if heard is None:
+        return Embedded(row, ids, None)
+    weight = next(projector.parameters())
+    return Embedded(row, ids, projector(heard.features.to(weight.device, weight.dtype)).cpu())
+
+
+class LocalVllm:
+    """vLLM's LLM over a checkpoint folder. never: tokens that no request may sample. options: of vLLM's engine.
+
+    Only the tokenizer, the configuration and the path of `loaded` are used. Raises ConfigError when vLLM is not
+    installed.
+    """
+
+    def __init__(self, loaded: Loaded, *, dtype: str, max_num_seqs: int, **options: Any) -> None:
+        require_vllm()
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        on_cpu = best_device().type == "cpu"
+        if on_cpu:  # two more processes would only start later; threads are then this process's, OMP_NUM_THREADS
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        from vllm import LLM  # pyright: ignore[reportMissingImports]
+
+        self.audio_id: int = loaded.tokenizer.convert_tokens_to_ids(loaded.family.audio_token)
+        self.never = list(loaded.family.modality_tokens)
+        self.stop_ids = stop_ids(loaded)
+        self.llm: Any = LLM(
+            str(loaded.path),
+            dtype=dtype,
+            max_num_seqs=max_num_seqs,
+            enforce_eager=on_cpu,
+            enable_mm_embeds=True,
+            limit_mm_per_prompt={"audio": 0},  # of audio that vLLM would have to encode itself: its tower stays out
+            generation_config="vllm",  # no sampling options from the checkpoint
+            **options,
+        )
+        self.max_tokens: int = self.llm.model_config.max_model_len
+
+    def ask(self, prompts: Sequence[Embedded], options: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """vLLM's RequestOutput for each prompt. options: SamplingParams of each. Raises ModelError where it saw others."""
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        always = {"stop_token_ids": self.stop_ids, "bad_words": self.never, "detokenize": False}
+        outputs = self.llm.generate(
+            [self._as_input(p) for p in prompts], [SamplingParams(**always, **o) for o in options], use_tqdm=False
+        )
+        for prompt, output in zip(prompts, outputs, strict=True):
+            if list(output.prompt_token_ids) != prompt.ids:
+                what = f"vLLM made {len(output.prompt_token_ids)} prompt tokens of its {len(prompt.ids)}, or others"
+                raise ModelError(what, row=prompt.row, field="prompt", cure="install the pinned version of vLLM")
+        return outputs
+
+    def _as_input(self, prompt: Embedded) -> dict[str, Any]:
+        """vLLM puts the placeholders in itself, so it is handed one where the model sees many."""
+        if prompt.audio is None:
+            return {"prompt_token_ids": prompt.ids}
+        first = prompt.ids.index(self.audio_id)
+        ids = prompt.ids[: first + 1] + prompt.ids[first + len(prompt.audio) :]
+        return {"prompt_token_ids": ids, "multi_modal_data": {"audio": {"audio_embeds": [prompt.audio]}}}
