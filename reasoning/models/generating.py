@@ -8,17 +8,24 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from reasoning.models.guide import Guide, guided_logits
 from reasoning.models.loading import Loaded
 
 
 @torch.no_grad()
 def generate_ids(
-    loaded: Loaded, batch: dict[str, Tensor], *, samples: int = 1, max_new_tokens: int, **sampling: Any
+    loaded: Loaded,
+    batch: dict[str, Tensor],
+    *,
+    samples: int = 1,
+    max_new_tokens: int,
+    guide: Guide | None = None,
+    **sampling: Any,
 ) -> list[list[int]]:
     """Completion token ids, end-of-turn token included, `samples` for each row of `batch`, rows in order.
 
     batch: left-padded inputs as `prompter.prompt_batch` makes them. sampling: options of transformers' generate
-    (do_sample, temperature, top_p, ...). Each prompt is computed once, then its cache is repeated for the samples.
+    (do_sample, temperature, top_p, ...). guide: what may be written, or None for anything. Each prompt is computed once, then its cache is repeated for the samples.
     """
     model = loaded.base
     device = model.device
@@ -36,6 +43,7 @@ def generate_ids(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=eos_ids,
         suppress_tokens=loaded.modality_token_ids(),
+        logits_processor=guided_logits(guide, prompt_length=ids.shape[1], rows=samples * len(ids)),
         **sampling,
     )
     return [_until_eos(row, eos_ids) for row in out[:, ids.shape[1] :].tolist()]
