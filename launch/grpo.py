@@ -36,7 +36,17 @@ class RewardArguments:
         },
     )
 
+    gold_traces: str | None = field(
+        default=None,
+        metadata={"help": "File of `equivox prepare cot`: at level think, one verified trace joins each clip's group."},
+    )
+    share_digits: int = field(
+        default=2, metadata={"help": "Digits of the shares after such a trace, 1 or 2, as SFT wrote them."}
+    )
+
     def __post_init__(self) -> None:
+        if self.share_digits not in (1, 2):
+            raise ConfigError(f"is {self.share_digits}, expected 1 or 2", field="share_digits")
         if not self.rewards:
             raise ConfigError("is empty", field="rewards", cure="name at least one function")
         if self.kl_weight < 0:
@@ -62,8 +72,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
     """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
+    from launch.grounding import check_thinking, gold_of, with_cue_levels
     from launch.training import check_grpo, load_for_training, open_run, training_rows
     from reasoning.models.prompter import Prompter
+    from reasoning.training.gold import GoldGRPOTrainer
     from reasoning.training.grpo import AudioGRPOTrainer
     from reasoning.training.rewarding import asked_columns
     from reasoning.training.run_folder import RunRecorder, finish_run, last_whole_checkpoint
@@ -71,14 +83,21 @@ def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
 
     functions = load_rewards(reward.rewards)
     check_grpo(args, len(functions))
+    check_thinking(data.level, args.max_completion_length)
     folder = Path(args.output_dir)
     corpus, rows = training_rows(data)
+    with args.main_process_first(desc="measuring cues"):
+        rows = with_cue_levels(rows, corpus, data, functions)
+    gold = gold_of(rows, corpus, data.level, reward.gold_traces)
     for function in functions:
         asked_columns(function, rows[0].keys())
     if not open_run(args, data, model, reward):
         return
     loaded = load_for_training(model, args)
-    trainer = AudioGRPOTrainer(
+    trainer_class, extra = AudioGRPOTrainer, {}
+    if gold is not None:
+        trainer_class, extra = GoldGRPOTrainer, {"gold": gold, "share_digits": reward.share_digits}
+    trainer = trainer_class(
         loaded,
         Prompter(loaded, corpus.info.emotions),
         loaded.memory(data.memory_gib),
@@ -90,6 +109,7 @@ def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
         agreement_weight=reward.agreement_weight,
         args=args,
         callbacks=[RunRecorder(folder, loaded)],
+        **extra,
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     finish_run(trainer, folder, loaded)
