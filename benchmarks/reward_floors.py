@@ -1,9 +1,9 @@
-"""python benchmarks/reward_floors.py --root CREMA-D
+"""python benchmarks/reward_floors.py --root CREMA-D --data data/crema_d
 
 What does each reward pay an answer that does not listen? The mean reward of constant answers (prior: the mean of all
 votes), of the votes themselves and of no answer, over all usable voice-only votes of CREMA-D (its official tables; no
-audio is read). Takes a minute or two. Writes
-benchmarks/results/reward_floors.json and the table of docs/reward.md.
+audio is read); and what grounding pays constant Voice lines, over the measured cues of the prepared corpus in --data.
+Takes a minute or two. Writes benchmarks/results/reward_floors.json and the tables of docs/reward.md.
 """
 
 from __future__ import annotations
@@ -16,15 +16,24 @@ from pathlib import Path
 import numpy as np
 
 from data_builders.crema_d import read_tables, voice_votes
+from data_builders.rows import Corpus, read_corpus
+from data_builders.traces.measured import corpus_cues
+from data_builders.traces.template import TemplateWriter
+from reasoning.cues import CUES
 from reasoning.distributions import normalize_votes
 from reasoning.emotions import CREMA_D
+from reasoning.evaluation.controls import plan_shuffled
 from reasoning.files import write_atomic
+from reasoning.grounding import MIN_CLAIMS, levels_of
 from reasoning.response import write_response
+from reasoning.verifier import Trace, read_trace, write_trace
+from rewards.grounding import grounding
 from rewards.loading import load_reward
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, RESULTS = ROOT / "docs" / "reward.md", ROOT / "benchmarks" / "results" / "reward_floors.json"
 BEGIN, END = "<!-- reward floors -->\n", "<!-- end -->"
+BEGIN_GROUNDING = "<!-- grounding floors -->\n"
 REWARDS = (
     "distribution:closeness",
     "distribution:tvd_closeness",
@@ -70,6 +79,39 @@ def mean_rewards(votes_NK: list[tuple[int, ...]]) -> dict[str, dict[str, float]]
     return means
 
 
+def grounding_means(corpus: Corpus, folder: Path) -> dict[str, float]:
+    """Mean of `rewards.grounding` over the corpus, by what the Voice line says."""
+    cues = corpus_cues(corpus, folder)
+    clips = [clip for clip in corpus.clips if any(cue.level is not None for cue in cues[clip.id].values())]
+    levels = [levels_of(cues[clip.id]) for clip in clips]
+    usual = {cue: sum(level[cue] == 0 for level in levels) for cue in CUES}
+    safest = sorted(usual, key=lambda cue: -usual[cue])
+    lines: dict[str, list[str]] = {"no Voice line": [""] * len(clips)}
+    for n, who in ((1, "the safest claim"), (MIN_CLAIMS, f"the {MIN_CLAIMS} safest"), (len(CUES), "all usual")):
+        lines[who] = [", ".join(f"usual {cue}" for cue in safest[:n])] * len(clips)
+    drafts = TemplateWriter(corpus.info.emotions, seed=0).write(clips, cues)
+    own = {draft.id: read_trace(draft.thinking).voice for draft in drafts if draft.thinking}  # type: ignore[union-attr]
+    donors = plan_shuffled(clips).donors
+    lines["another clip's"] = [own.get(donors[clip.id].id, "") for clip in clips]
+    lines["the clip's own"] = [own.get(clip.id, "") for clip in clips]
+    names = [corpus.info.emotions.names] * len(clips)
+    return {who: float(np.mean(grounding(_answers(said), names, levels))) for who, said in lines.items()}  # type: ignore[arg-type]
+
+
+def _answers(voices: list[str]) -> list[str]:
+    """An answer of the prior's kind after thinking with each Voice line; without thinking where it is empty."""
+    traces = [write_trace(Trace("nothing", voice, "anger and fear", "-")) if voice else None for voice in voices]
+    return [write_response([1 / len(CREMA_D)] * len(CREMA_D), "sad", CREMA_D, trace) for trace in traces]
+
+
+def grounding_table(record: dict) -> str:
+    """The floors of grounding as docs/reward.md shows them."""
+    means = record["grounding"]["means"]
+    head = f"| the Voice line says ({record['corpus']}, {record['grounding']['clips']} clips) | " + " | ".join(means)
+    row = "| `grounding:grounding` | " + " | ".join(f"{mean:.3f}" for mean in means.values())
+    return "\n".join([f"{head} |", "|---" * (len(means) + 1) + "|", f"{row} |", ""])
+
+
 def table(record: dict) -> str:
     """The record as docs/reward.md shows it."""
     means = record["means"]
@@ -82,12 +124,21 @@ def table(record: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder of the official CREMA-D release")
-    votes = [clip.votes for clip in voice_votes(read_tables(parser.parse_args().root))[0]]
-    record = {"corpus": "crema_d", "clips": len(votes), "means": mean_rewards(votes)}
+    parser.add_argument("--data", type=Path, required=True, help="the same as `equivox prepare crema_d` wrote it")
+    args = parser.parse_args()
+    votes = [clip.votes for clip in voice_votes(read_tables(args.root))[0]]
+    corpus = read_corpus(args.data)
+    record = {
+        "corpus": "crema_d",
+        "clips": len(votes),
+        "means": mean_rewards(votes),
+        "grounding": {"clips": len(corpus.clips), "means": grounding_means(corpus, args.data)},
+    }
     write_atomic(RESULTS, json.dumps(record, indent=1) + "\n")
-    before, rest = DOCUMENT.read_text().split(BEGIN, 1)
-    write_atomic(DOCUMENT, before + BEGIN + "\n" + table(record) + "\n" + END + rest.split(END, 1)[1])
-    print(table(record))
+    for begin, text in ((BEGIN, table(record)), (BEGIN_GROUNDING, grounding_table(record))):
+        before, rest = DOCUMENT.read_text().split(begin, 1)
+        write_atomic(DOCUMENT, before + begin + "\n" + text + "\n" + END + rest.split(END, 1)[1])
+        print(text)
 
 
 if __name__ == "__main__":

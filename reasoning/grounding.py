@@ -57,6 +57,10 @@ USUAL = ("usual", "normal", "ordinary", "average", "typical")
 STRONG = ("very", "extremely", "markedly", "much", "far")
 NOT = ("not", "isn't", "aren't")
 
+MIN_CLAIMS = 3
+"""Cues that a text must claim for all of them to count: otherwise the one safest claim would earn everything."""
+
+_NARROW = 2  # levels that a claim may leave open: "high" is true of high and very high
 _FILLERS = frozenset(
     re.findall(
         "[a-z]+",
@@ -112,6 +116,23 @@ def ground(text: str, levels: Levels) -> Grounding:
         unknown=tuple(c for c in claims if levels.get(c.cue) is None),
         unread=unread,
     )
+
+
+def share_true(text: str, levels: Levels) -> float:
+    """The share of what `text` says about a voice that is true of the clip, 0 to 1: the grounding reward and score.
+
+    true cues / max(cues claimed + unread clauses, MIN_CLAIMS). A cue is true when every claim about it is, so saying it
+    twice counts once. Not true: a claim about a gap, and one that leaves three of the five levels open ("not low"),
+    which would be right of nearly any voice. Where fewer than MIN_CLAIMS cues were measured, claiming them all is
+    enough. 0 without a claim, or without a measured cue.
+    """
+    found = ground(text, levels)
+    claims = (*found.true, *found.false, *found.unknown)
+    said = {claim.cue for claim in claims}
+    wrong = {claim.cue for claim in claims if claim not in found.true or len(claim.levels) > _NARROW}
+    measured = sum(level is not None for level in levels.values())
+    asked = max(len(said) + len(found.unread), min(MIN_CLAIMS, measured), 1)
+    return len(said - wrong) / asked
 
 
 def read_claims(text: str) -> tuple[tuple[Claim, ...], tuple[str, ...]]:
