@@ -83,7 +83,7 @@ class LocalVllm:
         self.max_tokens: int = self.llm.model_config.max_model_len
 
     def ask(self, prompts: Sequence[Embedded], options: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """vLLM's RequestOutput for each prompt. options: SamplingParams of each. Raises ModelError where it saw others."""
+        """vLLM's RequestOutput for each. options: its SamplingParams. Raises ModelError where the prompt was another."""
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         always = {"stop_token_ids": self.stop_ids, "bad_words": self.never, "detokenize": False}

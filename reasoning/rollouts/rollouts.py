@@ -65,10 +65,12 @@ class Rollouts(Protocol):
     """Samples completions from the weights it was last given.
 
     max_tokens: of prompt and completion together. shared: one engine for all ranks, so one of them syncs it; else each
-    rank has its own. hears: encodes the sound itself, so a projector that was trained is part of its weights.
+    rank has its own. hears: encodes the sound itself, so a projector that was trained is part of its weights. dtype:
+    what it computes in, "float32" or "bfloat16".
     """
 
     name: str
+    dtype: str
     max_tokens: int
     shared: bool
     hears: bool
