@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel
 
-from reasoning.models.guide import Guide, guided_logits
+from reasoning.models.guide import Guide, GuidedLogits
 from reasoning.models.loading import Loaded
 
 
@@ -25,7 +25,7 @@ def generate_ids(
     """Completion token ids, end-of-turn token included, `samples` for each row of `batch`, rows in order.
 
     batch: left-padded inputs as `prompter.prompt_batch` makes them. sampling: options of transformers' generate
-    (do_sample, temperature, top_p, ...). guide: what may be written, or None for anything. Each prompt is computed once, then its cache is repeated for the samples.
+    (do_sample, temperature, top_p, ...). guide: what may be written; None allows anything. Each prompt is computed once, then its cache is repeated for the samples.
     """
     model = loaded.base
     device = model.device
@@ -35,6 +35,7 @@ def generate_ids(
     cache.batch_repeat_interleave(samples)
     tokenizer = loaded.tokenizer
     eos_ids = stop_ids(loaded)
+    guiding = [] if guide is None else [GuidedLogits(guide, ids.shape[1], samples * len(ids))]
     out = model.generate(  # type: ignore[operator]
         input_ids=ids.repeat_interleave(samples, dim=0),
         attention_mask=mask.repeat_interleave(samples, dim=0),
@@ -43,7 +44,7 @@ def generate_ids(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=eos_ids,
         suppress_tokens=loaded.modality_token_ids(),
-        logits_processor=guided_logits(guide, prompt_length=ids.shape[1], rows=samples * len(ids)),
+        logits_processor=LogitsProcessorList([*guiding, *sampling.pop("logits_processor", ())]),
         **sampling,
     )
     return [_until_eos(row, eos_ids) for row in out[:, ids.shape[1] :].tolist()]
