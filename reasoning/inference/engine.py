@@ -32,7 +32,8 @@ class Generation:
 
 @dataclass(frozen=True)
 class LabelScores:
-    """The label readout (K,) in EmotionSet order. prefix: no_think or own_think. forced: own thinking had no end."""
+    """The label readout (K,) in EmotionSet order. prefix: no_think, own_think, or
+    label_teacher_forced for thinking that was given (never a result). forced: own thinking had no end."""
 
     id: str
     probabilities: tuple[float, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from reasoning.models.generating import generate_ids, stop_ids
 from reasoning.models.loading import Loaded
 from reasoning.models.memory import AudioMemory, Heard
 from reasoning.models.prompter import Prompter, prompt_batch
-from reasoning.response import ANSWER_PREFIX
+from reasoning.response import ANSWER_PREFIX, THINK_CLOSE, THINK_OPEN
 
 WHOLE = {"top_k": 0, "top_p": 1.0}
 """Sample from the whole distribution: unless told, transformers keeps 50 tokens, or what a checkpoint says."""
@@ -65,18 +65,26 @@ class TransformersEngine:
         """The label readout: after the bare answer prefix (no_think), or after the model's own thinking (own_think)."""
         for part in self._batches(requests):
             thoughts = self._own_thinking([r for r in part if r.level == "think"])
-            prompts, heard = self._prompts(part)
             prefixes = [thoughts[r.id][0] if r.level == "think" else "" for r in part]
-            with_prefix = [
-                prompt + self.prompter.encode(prefix + ANSWER_PREFIX)
-                for prompt, prefix in zip(prompts, prefixes, strict=True)
-            ]
-            probabilities = self._label_probabilities(with_prefix, heard)
-            for request, row in zip(part, probabilities.tolist(), strict=True):
+            for request, row in zip(part, self._after(part, prefixes).tolist(), strict=True):
                 if request.level == "think":
                     yield LabelScores(request.id, tuple(row), "own_think", thoughts[request.id][1])
                 else:
                     yield LabelScores(request.id, tuple(row), "no_think")
+
+    def score_labels_after(self, requests: Sequence[Request], thinking: Mapping[str, str]) -> Iterator[LabelScores]:
+        """The label readout after thinking that is given, by request id: `label_teacher_forced`, a diagnostic only."""
+        for part in self._batches(requests):
+            prefixes = [f"{THINK_OPEN}\n{thinking[r.id].strip()}\n{THINK_CLOSE}\n" for r in part]
+            for request, row in zip(part, self._after(part, prefixes).tolist(), strict=True):
+                yield LabelScores(request.id, tuple(row), "label_teacher_forced")
+
+    def _after(self, requests: Sequence[Request], prefixes: Sequence[str]) -> Tensor:
+        """The labels' probabilities after each request's prefix and the answer's, (B, K)."""
+        prompts, heard = self._prompts(requests)
+        prefixed = zip(prompts, prefixes, strict=True)
+        encode = self.prompter.encode
+        return self._label_probabilities([ids + encode(text + ANSWER_PREFIX) for ids, text in prefixed], heard)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         """Consecutive requests that all have audio or all have none: a batch cannot mix the two."""
