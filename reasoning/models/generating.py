@@ -24,8 +24,9 @@ def generate_ids(
 ) -> list[list[int]]:
     """Completion token ids, end-of-turn token included, `samples` for each row of `batch`, rows in order.
 
-    batch: left-padded inputs as `prompter.prompt_batch` makes them. sampling: options of transformers' generate
-    (do_sample, temperature, top_p, ...). guide: what may be written; None allows anything. Each prompt is computed once, then its cache is repeated for the samples.
+    batch: left-padded inputs as `prompter.prompt_batch` makes them. guide: what may be written; None allows anything.
+    sampling: options of transformers' generate (do_sample, temperature, top_p, ...). Each prompt is computed once, then
+    its cache is repeated for the samples.
     """
     model = loaded.base
     device = model.device

@@ -9,7 +9,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 
 from reasoning.answer_grammar import answer_grammar
 from reasoning.emotions import EmotionSet
@@ -27,9 +27,7 @@ class Guide:
         self._tokenizer: LLTokenizer = from_tokenizer(tokenizer)
         self._matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(answer_grammar(emotions, level)))
         if self._matcher.is_error():
-            raise ConfigError(
-                f"has names that no grammar can be made of: {self._matcher.get_error()}", field="emotions"
-            )
+            raise ConfigError(f"make no grammar: {self._matcher.get_error()}", field="emotions")
 
     def start(self) -> GuideState:
         """Where an answer has not begun."""
@@ -76,13 +74,8 @@ def unpack(masks: Tensor, vocabulary: int) -> Tensor:
     return bits.flatten(-2)[..., :vocabulary].bool()
 
 
-def guided_logits(guide: Guide | None, prompt_length: int, rows: int) -> LogitsProcessorList | None:
-    """What transformers' generate is handed to be guided; None where nothing guides it."""
-    return None if guide is None else LogitsProcessorList([GuidedLogits(guide, prompt_length, rows)])
-
-
 class GuidedLogits(LogitsProcessor):
-    """Minus infinity on every token that the grammar does not allow next."""
+    """For transformers' generate: minus infinity on every token that the grammar does not allow next."""
 
     def __init__(self, guide: Guide, prompt_length: int, rows: int) -> None:
         self._states: Sequence[GuideState] = [guide.start() for _ in range(rows)]

@@ -71,6 +71,6 @@ def test_another_layout_is_refused(text):
 def test_thinking_is_written_at_level_think_only_and_holds_no_tag():
     answer = write_response([0.5, 0.5], "calm", TWO)
     thinking = write_response([0.5, 0.5], "calm", TWO, THINKING)
-    assert accepts(answer, TWO, "no_think") and not accepts(answer, TWO, "think")
-    assert accepts(thinking, TWO, "think") and not accepts(thinking, TWO, "no_think")
+    at = {(text, level): accepts(text, TWO, level) for text in (answer, thinking) for level in LEVELS}
+    assert [key for key, accepted in at.items() if accepted] == [(answer, "no_think"), (thinking, "think")]
     assert not accepts(thinking.replace("low and slow", "low </think> and slow"), TWO, "think")

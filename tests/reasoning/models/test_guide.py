@@ -77,12 +77,11 @@ def test_an_answer_cut_short_or_off_the_grammar_is_masked_up_to_there(ready):
     ids = prompter.encode("<answer>Vote: bored")
     masks = unpack(guide.allowed(torch.tensor([ids]), vocabulary), vocabulary)[0]
     allowed = [bool(masks[i, token]) for i, token in enumerate(ids)]
-    assert allowed[:6] == [True] * 6 and not all(allowed)
+    assert all(allowed[:6])
+    assert not all(allowed)
 
 
 def test_bits_are_unpacked_as_a_naive_reading_of_them():
     masks = torch.randint(-(2**31), 2**31 - 1, (3, 4), dtype=torch.int32)
-    naive = [
-        [bool((word & 0xFFFFFFFF) >> bit & 1) for word in row for bit in range(32)][:100] for row in masks.tolist()
-    ]
-    assert unpack(masks, 100).tolist() == naive
+    naive = [[bool((word & 0xFFFFFFFF) >> bit & 1) for word in row for bit in range(32)] for row in masks.tolist()]
+    assert unpack(masks, 100).tolist() == [row[:100] for row in naive]
