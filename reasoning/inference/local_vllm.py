@@ -83,7 +83,7 @@ class LocalVllm:
         self.max_tokens: int = self.llm.model_config.max_model_len
 
     def ask(self, prompts: Sequence[Embedded], options: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """vLLM's RequestOutput for each. options: its SamplingParams. Raises ModelError where the prompt was another."""
+        """RequestOutput for each prompt. options: its SamplingParams. Raises ModelError where it saw another prompt."""
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         always = {"stop_token_ids": self.stop_ids, "bad_words": self.never, "detokenize": False}
