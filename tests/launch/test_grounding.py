@@ -62,7 +62,7 @@ def test_an_answer_that_leaves_no_room_to_think_is_refused():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"rewards": "rewards.grounding:grounding"}, "grounding judges what is said about the voice, and at level no_think"),
+        ({"rewards": "rewards.grounding:grounding"}, "grounding judges what is said about the voice"),
         ({"gold_traces": "some.parquet"}, "gold_traces: is for level think, not no_think"),
         ({"level": "think"}, "max_completion_length: is 80"),
         ({"share_digits": "3"}, "share_digits: is 3"),
