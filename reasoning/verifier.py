@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reasoning.emotions import EmotionSet
-from reasoning.grounding import Claim, Grounding, Levels, ground, read_claims
-from reasoning.response import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+from reasoning.grounding import Claim, Grounding, Levels, ground, read_claims, share_true
+from reasoning.response import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, Reading
 
 REASONS = {
     "bad_layout": "not four lines Words, Voice, Ambiguity, Weighing, each with text; or a tag of the answer grammar",
@@ -98,6 +98,15 @@ def read_trace(thinking: str) -> Trace | None:
     """The four lines of a think block's text, or None when it is not exactly those."""
     match = _TRACE.fullmatch(thinking.strip())
     return Trace(*match.groups()) if match and not any(tag in thinking for tag in _TAGS) else None
+
+
+def grounded_share(reading: Reading, levels: Levels) -> float:
+    """What reward and evaluation make of a sampled answer's Voice line: `grounding.share_true`, 0 to 1.
+
+    0 for an answer that cannot be read, and for thinking that is not the four lines of a trace.
+    """
+    trace = None if reading.problems else read_trace(reading.thinking or "")
+    return 0.0 if trace is None else share_true(trace.voice, levels)
 
 
 def read_weighing(line: str, emotions: EmotionSet) -> tuple[tuple[Argument, ...], tuple[str, ...]]:

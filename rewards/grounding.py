@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reasoning.grounding import share_true
-from reasoning.verifier import read_trace
+from reasoning.verifier import grounded_share
 from rewards.completions import readings
-
-FLOOR = 0.0
-"""What an answer earns that cannot be read, or whose thinking is not the four lines of a trace."""
 
 
 def grounding(
@@ -23,17 +19,12 @@ def grounding(
 
     cue_levels: each clip's measured cues, cue -> level or None for a gap; `equivox grpo` adds the column where a reward
     asks for it. None for a clip of which nothing could be measured. At level think only: without the four lines of
-    thinking there is nothing to hold against the sound, and the answer earns FLOOR. Prior: 0.000, for it does not
+    thinking there is nothing to hold against the sound, and the answer earns 0. Prior: 0.000, for it does not
     think; the constant Voice line that is most often true earns what docs/reward.md says, by calling three cues usual
     that mostly are. So it is gamed: by a safe line about any voice. Ceiling: 1. It pays for hearing, not for answering:
     give it a small weight beside a distance, or 0 to log it.
     """
     return [
-        None if levels is None else _earned(reading.thinking, levels) if not reading.problems else FLOOR
+        None if levels is None else grounded_share(reading, levels)
         for reading, levels in zip(readings(completions, emotions), cue_levels, strict=True)
     ]
-
-
-def _earned(thinking: str | None, levels: Mapping[str, int | None]) -> float:
-    trace = read_trace(thinking or "")
-    return FLOOR if trace is None else share_true(trace.voice, levels)
