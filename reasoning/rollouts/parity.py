@@ -194,10 +194,11 @@ def received_parts(policy: Policy, rollouts: Rollouts, cases: Sequence[Case], li
             f"{len(other)} of {len(prompts)} differ: {len(ids)} tokens for {len(prompt.ids)}, other from number {at} on"
         )
     parts = [Part("prompt token ids", not other, said, "equal", {"prompts_differ": len(other)}, _PROMPT_CURE, row)]
-    gaps = {p.row: gap for p, r in zip(prompts, received, strict=True) if (gap := _audio_gap(policy, p, r)) is not None}
+    pairs = zip(prompts, received, strict=True)
+    gaps = [(gap, p.row) for p, r in pairs if (gap := _audio_gap(policy, p, r)) is not None]
     if not gaps:
         return [*parts, Part("audio features", None, "not reported", limit, {}, _AUDIO_CURE)]
-    row, widest = max(gaps.items(), key=lambda item: item[1])
+    widest, row = max(gaps)
     said = f"other by {widest:.2g} of their size" if widest < float("inf") else "another number of them"
     return [
         *parts,
