@@ -53,6 +53,10 @@ COMMANDS = {
         "equivox serve --model models/seed --adapter runs/mine/grpo",
     ),
     "score": Command("pool folds and systems into one report", "equivox score runs/mine/eval* --out runs/mine/report"),
+    "compare": Command(
+        "put stages of training side by side over seeds: which help, which only sharpen",
+        "equivox compare runs/mine/eval_* --data data/crema_d --out runs/mine/comparison",
+    ),
     "diagnose": Command(
         "swap traces and sounds between clips: does the trace alone fix the answer?",
         "equivox diagnose --model models/seed --adapter runs/mine/think --data data/crema_d --traces traces.parquet",

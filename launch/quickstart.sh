@@ -11,6 +11,7 @@
 #
 # What is finished is kept: run it again after an interruption and it goes on where it stopped.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
 
 main() {
     read_options "$@"
@@ -46,8 +47,7 @@ main() {
 
     local score=(equivox score "${evaluations[@]}" --out "$runs/report" ${readme:+--markdown README.md})
     # A report costs seconds: with more folds, or a fold made anew, it is written again.
-    [ "$(cat "$runs/report/finished" 2>/dev/null)" = "$(fingerprint "$runs/report" "${score[@]}")" ] ||
-        rm -f "$runs/report/finished"
+    again "$runs/report" "${score[@]}"
     stage "Report: systems, baselines and human reference points" "$runs/report" "${score[@]}"
     farewell $((SECONDS - began))
 }
@@ -81,41 +81,6 @@ read_options() {
         *) refuse "unknown corpus $corpus: studio or crema_d" ;;
     esac
     [ -z "$root" ] || root="$(cd "$root" && pwd -P)"
-}
-
-refuse() { echo "quickstart: $*" >&2 && exit 2; }
-
-heading() { printf '\n== %s\n' "$*"; }
-
-stage() { # TITLE FOLDER COMMAND...: runs the command unless it has finished in this folder from the same inputs
-    local title="$1" out="$2" began=$SECONDS inputs
-    shift 2
-    heading "$title"
-    inputs="$(fingerprint "$out" "$@")"
-    if [ ! -f "$out/finished" ]; then
-        "$@"
-        printf '%s\n' "$inputs" >"$out/finished"
-        echo "   took $((SECONDS - began)) s"
-    elif [ "$(cat "$out/finished")" = "$inputs" ]; then
-        echo "   kept: $out is finished"
-    else
-        refuse "$out was made by another command, config, corpus or adapter (see $out/finished): delete it, or choose --name"
-    fi
-}
-
-fingerprint() { # FOLDER COMMAND...: the command, and the checksums of what it reads; FOLDER is what it writes
-    local out="$1" argument file
-    shift
-    printf '%s\n' "$*"
-    for argument in "$@"; do
-        case "$argument" in "$out" | README.md) continue ;; esac
-        for file in "$argument" "$argument"/{corpus.json,seed.json,adapter_model.safetensors,predictions.jsonl}; do
-            case "$file" in
-                *.yaml) [ ! -f "$file" ] || echo "$(sed 's/ *#.*//; /^$/d' "$file" | cksum) $file" ;; # comments may change
-                *) [ ! -f "$file" ] || cksum "$file" ;;
-            esac
-        done
-    done
 }
 
 farewell() {

@@ -29,7 +29,8 @@ class Clone:
     def __init__(self, folder: Path) -> None:
         self.home, self.log = folder / "a clone", folder / "calls"
         shutil.copytree(HOME / "launch" / "configs", self.home / "launch" / "configs")
-        shutil.copy(HOME / "launch" / "quickstart.sh", self.home / "launch")
+        for script in ("quickstart.sh", "stages.sh"):
+            shutil.copy(HOME / "launch" / script, self.home / "launch")
         (self.home / "launch" / "setup.sh").write_text(SETUP)
         command = self.home / "bin" / "equivox"
         command.parent.mkdir()
