@@ -136,7 +136,10 @@ def _check(
     except ModelError as error:
         if error.field != "prompt":
             raise
-        # Engines hold every request's prompt against ours and refuse it; to the gate that is a finding.
+        # Engines hold every request's prompt against ours and refuse it; to the gate that is a finding. The two syncs
+        # that are left out here would be waited for by the other ranks.
+        sync()
+        sync()
         part = Part("prompt token ids", False, error.what, "equal", {}, error.cure or _PROMPT_CURE, error.row)
         return Parity(rollouts.name, dtype, len(cases), 0, 0, (part,), ())
     ours = [policy.logps(prompts, completions) for prompts in (true, swapped)]

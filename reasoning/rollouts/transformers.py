@@ -50,7 +50,7 @@ class TransformersRollouts:
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
                     top_k=sampling.top_k,
-                    min_p=sampling.min_p,
+                    min_p=sampling.min_p or None,
                     repetition_penalty=sampling.repetition_penalty,
                     logits_processor=LogitsProcessorList([heard]),
                 )
