@@ -6,21 +6,18 @@ rows = preference_rows(Path("pairs.parquet"), training_rows, corpus_name, level)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_builders.rows import Corpus
+from data_builders.tables import read_records, write_records
 from reasoning.errors import ConfigError, CorpusError, RowError
-from reasoning.files import write_atomic
 
 COMMAND = "equivox prepare preferences"
-_METADATA = b"equivox"
 
 
 @dataclass(frozen=True)
@@ -60,32 +57,18 @@ def made_of(corpus: Corpus, level: str) -> dict[str, Any]:
 
 def write_pairs(path: Path, pairs: Sequence[Pair], made_from: Mapping[str, Any]) -> None:
     """Write the pairs, whole or not at all. made_from: as `made_of` gives it."""
-    table = pa.Table.from_pylist([asdict(pair) for pair in pairs], schema=_SCHEMA)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(dict(made_from))}), sink, compression="zstd")
-    write_atomic(path, sink.getvalue().to_pybytes())
+    write_records(path, pairs, _SCHEMA, made_from)
 
 
 def read_pairs(path: Path) -> tuple[list[Pair], dict[str, Any]]:
     """(the pairs, what they were made of). Raises CorpusError when the file is missing, empty or something else."""
     cure = f"make one with `{COMMAND} ... --out {path}`"
-    try:
-        table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(use_threads=False)
-    except OSError as error:
-        raise CorpusError(f"cannot be read: {error.strerror}", row=str(path), field="pairs", cure=cure) from None
-    except pa.ArrowException as error:
-        raise CorpusError(f"is no parquet file: {error}", row=str(path), field="pairs", cure=cure) from None
-    missing = [field.name for field in fields(Pair) if field.name not in table.column_names]
-    metadata = (table.schema.metadata or {}).get(_METADATA)
-    if missing or metadata is None:
-        what = f"is no file of preference pairs ({', '.join(missing) or 'its metadata'} missing)"
-        raise CorpusError(what, row=str(path), field="pairs", cure=cure)
-    names = [field.name for field in fields(Pair)]
-    pairs = [Pair(**{**row, "votes": tuple(row["votes"])}) for row in table.select(names).to_pylist()]
+    rows, made_from = read_records(path, _SCHEMA, "preference pairs", "pairs", cure)
+    pairs = [Pair(**{**row, "votes": tuple(row["votes"])}) for row in rows]
     if not pairs:
         cure = "see the .json beside it for why every pair was left out; lower a margin or take more clips"
         raise CorpusError("holds no pair", row=str(path), field="pairs", cure=cure)
-    return pairs, json.loads(metadata)
+    return pairs, made_from
 
 
 def preference_rows(

@@ -23,7 +23,8 @@ from reasoning.clips import Clip
 from reasoning.distributions import jsd_bits, normalize_votes, tvd
 from reasoning.emotions import EmotionSet
 from reasoning.grounding import Levels, ground
-from reasoning.response import ANSWER_PREFIX, read_response, write_response
+from reasoning.readings import read_once
+from reasoning.response import ANSWER_PREFIX, write_response
 
 UNREADABLE_BITS = 1.0
 """The distance of an answer that cannot be read: failing never pays."""
@@ -50,7 +51,7 @@ class Ranked:
 
     text: str
     bits: float
-    readable: bool = True
+    readable: bool
 
 
 def own_pairs(
@@ -94,20 +95,15 @@ def ranked_answers(texts: Sequence[str], votes: Sequence[int], emotions: Emotion
     distinct: dict[str, str] = {}
     for text in texts:
         distinct.setdefault(without_vote(text), text)
-    ranked = [
-        Ranked(text, distance_bits(text, votes, emotions), _readable(text, emotions)) for text in distinct.values()
-    ]
+    ranked = [_ranked(text, votes, emotions) for text in distinct.values()]
     return sorted(ranked, key=lambda answer: (answer.bits, not answer.readable))
 
 
-def distance_bits(text: str, votes: Sequence[int], emotions: EmotionSet) -> float:
-    """jsd_bits of the Shares that `text` writes to the votes, UNREADABLE_BITS where it cannot be read."""
-    shares = read_response(text, emotions).probabilities
-    return UNREADABLE_BITS if shares is None else float(jsd_bits(normalize_votes(votes), [shares])[0])
-
-
-def _readable(text: str, emotions: EmotionSet) -> bool:
-    return read_response(text, emotions).probabilities is not None
+def _ranked(text: str, votes: Sequence[int], emotions: EmotionSet) -> Ranked:
+    shares = read_once(text, emotions.names).probabilities
+    if shares is None:
+        return Ranked(text, UNREADABLE_BITS, readable=False)
+    return Ranked(text, float(jsd_bits(normalize_votes(votes), [shares])[0]), readable=True)
 
 
 def without_vote(text: str) -> str:
@@ -153,7 +149,7 @@ def contrast_pairs(
             write_response(shares_NK[j].tolist(), vote, emotions, (traces or {}).get(usable[j].id), share_digits)
             for j in (i, other)
         ]
-        chosen, rejected = (Ranked(text, distance_bits(text, clip.votes, emotions)) for text in texts)
+        chosen, rejected = (_ranked(text, clip.votes, emotions) for text in texts)
         if rejected.bits <= chosen.bits:
             built.left_out["contrast", "tie"] += 1
             continue
@@ -207,7 +203,7 @@ def grounding_pairs(
         true = traces[clip.id]
         contradicted = true.replace(f"Voice: {voices[clip.id]}", f"Voice: {false}", 1)
         texts = [write_response(shares, vote, emotions, each, share_digits) for each in (true, contradicted)]
-        chosen, rejected = (Ranked(text, distance_bits(text, clip.votes, emotions)) for text in texts)
+        chosen, rejected = (_ranked(text, clip.votes, emotions) for text in texts)
         built.pairs.append(_pair(clip, "grounding", chosen, rejected, tokens))
     return built
 
@@ -249,7 +245,7 @@ def without_near_duplicates(pairs: Sequence[Pair], emotions: EmotionSet) -> Buil
 def _near(a: str, b: str, emotions: EmotionSet) -> bool:
     if without_vote(a) == without_vote(b):
         return True
-    first, second = read_response(a, emotions), read_response(b, emotions)
+    first, second = read_once(a, emotions.names), read_once(b, emotions.names)
     if first.probabilities is None or second.probabilities is None:
         return False
     words = [set((reading.thinking or "").lower().split()) for reading in (first, second)]
@@ -298,7 +294,7 @@ def report(
     return {
         "pairs": dict(sorted(Counter(pair.kind for pair in kept).items())),
         "clips": len({pair.id for pair in kept}),
-        "rejected_unreadable": sum(not _readable(pair.rejected, emotions) for pair in kept),
+        "rejected_unreadable": sum(read_once(p.rejected, emotions.names).probabilities is None for p in kept),
         "left_out": dict(reasons),
         "token_difference_before": token_difference(made),
         "token_difference_after": token_difference(kept),

@@ -22,9 +22,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_builders.folds import FOLDS, split_of
+from data_builders.tables import decode_table, encode_table
 from reasoning.clips import Clip
 from reasoning.emotions import EmotionSet
 from reasoning.errors import CorpusError, EquivoxError, RowError
@@ -142,9 +142,7 @@ def write_corpus(out: Path, clips: Sequence[Clip], info: CorpusInfo, *, root: Pa
     `read_corpus` refuses. Raises RowError or CorpusError before anything is written; CorpusError on a full disk.
     """
     check_clips(clips, info.emotions)
-    sink = pa.BufferOutputStream()
-    pq.write_table(_table(clips), sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
+    data = encode_table(_table(clips))
     record = _record(info, "." if root is None else str(root.resolve()), hashlib.sha256(data).hexdigest())
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomic(out / LEFT_OUT_FILE, _left_out_text(info.left_out).encode())
@@ -306,8 +304,7 @@ _FAMILIES: Mapping[pa.DataType, tuple[str, Callable[[pa.DataType], bool]]] = {
 
 def _clips(data: bytes, path: Path, cure: str) -> tuple[Clip, ...]:
     try:
-        # Arrow's own buffer, no Python file: a thread that still holds one at exit aborts Python (apache/arrow#50482).
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        table = decode_table(data)
     except pa.ArrowException as error:
         raise CorpusError(f"is no parquet file: {error}", row=str(path), cure=cure) from None
     for name, (kind, nullable) in COLUMNS.items():

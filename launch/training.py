@@ -15,7 +15,7 @@ from data_builders.rows import Corpus, read_corpus, split_clips
 from data_builders.traces.trace_file import read_traces
 from launch.arguments import DataArguments, ModelArguments
 from reasoning.errors import ConfigError, CorpusError
-from reasoning.models.loading import Loaded, add_adapter, load_model
+from reasoning.models.loading import Loaded, add_adapter, best_device, load_model
 from reasoning.training.run_folder import is_finished, start_run
 
 UNRECORDED = ("output_dir", "logging_dir", "local_rank", "hub_token", "run_name", "disable_tqdm", "report_to")
@@ -87,6 +87,10 @@ def open_run(args: Any, *options: Any) -> bool:
 def load_for_training(model: ModelArguments, args: Any) -> Loaded:
     """The checkpoint with a trainable adapter: the given one, or a fresh one made from args.seed."""
     check_ranks(args)
+    if best_device().type == "cpu":
+        # accelerate imports DeepSpeed, where it is installed, to unwrap any model. Told that there is no accelerator,
+        # DeepSpeed does not look for one and warn that it found none.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.manual_seed(args.seed)
     loaded = load_model(
         model.model_name_or_path,

@@ -26,3 +26,15 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         raise StorageError(what, row=str(path), cure="free space or choose another folder, then run again") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file that is appended to, without the unfinished one that a killed run may have left."""
+    return path.read_bytes().split(b"\n")[:-1]
+
+
+def drop_unfinished_line(path: Path) -> None:
+    """Cut off what follows the last newline. Only once other lines, or another file, told that this one is ours."""
+    unfinished = len(path.read_bytes().split(b"\n")[-1])
+    if unfinished:
+        os.truncate(path, path.stat().st_size - unfinished)

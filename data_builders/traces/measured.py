@@ -16,10 +16,10 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data_builders.rows import Corpus
+from data_builders.tables import decode_table, encode_table
 from reasoning.audio import read_audio
 from reasoning.cues import CUES, VERSION, Cue, Measurement, measure, relative, unreadable, with_rate
 from reasoning.errors import AudioError
@@ -71,7 +71,7 @@ def measure_file(path: Path) -> Measurement:
 def read_cache(folder: Path) -> dict[str, Measurement]:
     """sha256 of an audio file -> its measurement; empty when there is no cache, or one of another version."""
     try:
-        table = pq.ParquetFile(pa.BufferReader((folder / CACHE_FILE).read_bytes())).read(use_threads=False)
+        table = decode_table((folder / CACHE_FILE).read_bytes())
     except (OSError, pa.ArrowException):
         return {}  # it is only a copy of what the audio says: whatever is wrong with it, it is made again
     if (table.schema.metadata or {}).get(b"version") != VERSION.encode():
@@ -90,9 +90,7 @@ def write_cache(folder: Path, known: dict[str, Measurement]) -> None:
         columns[name] = pa.array([sound.values.get(name) for sound in known.values()], pa.float64())
     columns["speech_s"] = pa.array([sound.speech_s for sound in known.values()], pa.float64())
     columns["gaps"] = pa.array([json.dumps(sound.gaps) for sound in known.values()], pa.string())
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns).replace_schema_metadata({"version": VERSION}), sink, compression="zstd")
-    write_atomic(folder / CACHE_FILE, sink.getvalue().to_pybytes())
+    write_atomic(folder / CACHE_FILE, encode_table(pa.table(columns).replace_schema_metadata({"version": VERSION})))
 
 
 def _digest(path: Path) -> str:

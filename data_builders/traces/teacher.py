@@ -22,7 +22,7 @@ from reasoning.clips import Clip
 from reasoning.cues import Cue, word
 from reasoning.emotions import EmotionSet
 from reasoning.errors import ConfigError, EvaluationError
-from reasoning.files import write_atomic
+from reasoning.files import drop_unfinished_line, whole_lines
 from reasoning.grounding import LESS, MORE, NOUNS, USUAL
 
 Post = Callable[[str, dict[str, Any], str | None], Any]
@@ -168,14 +168,13 @@ def read_replies(path: Path) -> dict[str, str]:
     """Key -> reply. A last line that a kill cut off is removed. Raises ConfigError on a file of anything else."""
     if not path.exists():
         return {}
-    *lines, cut = path.read_text().split("\n")
-    if cut:
-        write_atomic(path, "".join(f"{line}\n" for line in lines))
     try:
-        records = [json.loads(line) for line in lines]
-        return {record["key"]: record["text"] for record in records}
+        records = [json.loads(line) for line in whole_lines(path)]
+        replies = {record["key"]: record["text"] for record in records}
     except (ValueError, KeyError, TypeError):
         raise ConfigError("holds other things than a teacher's replies", row=str(path), cure="remove it") from None
+    drop_unfinished_line(path)
+    return replies
 
 
 def _draft(name: str, done: Future[str | None]) -> tuple[Draft, EvaluationError | None]:

@@ -6,21 +6,18 @@ thinking = read_traces(Path("traces.parquet"), corpus)      # clip id -> text of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_builders.rows import Corpus
+from data_builders.tables import read_records, write_records
 from reasoning.errors import CorpusError
-from reasoning.files import write_atomic
 
 COMMAND = "equivox prepare cot"
-_METADATA = b"equivox"
 
 
 @dataclass(frozen=True)
@@ -50,10 +47,7 @@ _SCHEMA = pa.schema(
 
 def write_traces(path: Path, rows: Sequence[TraceRow], corpus: Corpus) -> None:
     """Write the rows, whole or not at all, with the corpus they belong to."""
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=_SCHEMA)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(_made_of(corpus))}), sink, compression="zstd")
-    write_atomic(path, sink.getvalue().to_pybytes())
+    write_records(path, rows, _SCHEMA, _made_of(corpus))
 
 
 def read_trace_rows(path: Path, corpus: Corpus) -> list[TraceRow]:
@@ -63,20 +57,11 @@ def read_trace_rows(path: Path, corpus: Corpus) -> list[TraceRow]:
     cues are relative to the clips that are there, so that a trace may be false once others have come.
     """
     cure = f"make one with `{COMMAND} --data CORPUS --out {path}`"
-    try:
-        table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(use_threads=False)
-    except OSError as error:
-        raise CorpusError(f"cannot be read: {error.strerror}", row=str(path), field="traces", cure=cure) from None
-    except pa.ArrowException as error:
-        raise CorpusError(f"is no parquet file: {error}", row=str(path), field="traces", cure=cure) from None
-    metadata = (table.schema.metadata or {}).get(_METADATA)
-    missing = [name for name in _SCHEMA.names if name not in table.column_names]
-    if metadata is None or missing:
-        raise CorpusError(f"is no trace file (missing: {', '.join(missing)})", row=str(path), field="traces", cure=cure)
-    if json.loads(metadata) != _made_of(corpus):
+    rows, made_from = read_records(path, _SCHEMA, "traces", "traces", cure)
+    if made_from != _made_of(corpus):
         what = f"belongs to another corpus than this {corpus.info.name}, or to another state of it"
         raise CorpusError(what, row=str(path), field="traces", cure=cure)
-    return [TraceRow(**{**row, "reasons": tuple(row["reasons"])}) for row in table.select(_SCHEMA.names).to_pylist()]
+    return [TraceRow(**{**row, "reasons": tuple(row["reasons"])}) for row in rows]
 
 
 def read_traces(path: Path, corpus: Corpus, unverified: bool = False) -> dict[str, str]:

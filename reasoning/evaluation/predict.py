@@ -16,8 +16,9 @@ from reasoning.emotions import EmotionSet
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.baselines import Baselines
 from reasoning.evaluation.controls import CONTROLS, ShuffledPlan, plan_shuffled, silence
-from reasoning.evaluation.predictions import READOUTS, Prediction, drop_unfinished_line, read_predictions
+from reasoning.evaluation.predictions import READOUTS, Prediction, read_predictions
 from reasoning.evaluation.probe import linear_probe
+from reasoning.files import drop_unfinished_line
 from reasoning.inference.engine import Engine, Generation, LabelScores, Request
 from reasoning.response import read_response
 
@@ -39,7 +40,7 @@ class Asked:
 
     system: str
     fold: int = 0
-    readouts: tuple[str, ...] = READOUTS
+    readouts: tuple[str, ...] = ("label", "verbalized")
     controls: tuple[str, ...] = CONTROLS
     control_readouts: tuple[str, ...] = ("label",)
     dev_readouts: tuple[str, ...] = ("label",)
@@ -153,7 +154,8 @@ def _answers(
 ) -> Iterator[LabelScores] | Iterator[Generation]:
     if job.readout == "label":
         return engine.score_labels(requests)
-    return engine.generate(requests, max_new_tokens=asked.max_new_tokens, temperature=0.0, seed=asked.seed)
+    options = {"max_new_tokens": asked.max_new_tokens, "temperature": 0.0, "seed": asked.seed}
+    return engine.generate(requests, **options, guided=job.readout == "guided")
 
 
 def _line(answer: LabelScores | Generation, clip: Clip, job: Job, asked: Asked, emotions: EmotionSet) -> Prediction:

@@ -14,7 +14,9 @@ from typing import Any
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.controls import CONTROLS
 
-READOUTS = ("label", "verbalized")
+READOUTS = ("label", "verbalized", "guided")
+"""guided: the Shares as verbalized, written under the answer grammar, which lets them do nothing but add up."""
+WRITTEN = ("verbalized", "guided")
 _KNOWN = {
     "readout": (*READOUTS, "none"),
     "control": ("none", *CONTROLS),
@@ -92,15 +94,6 @@ def read_predictions(path: Path) -> list[Prediction]:
     if not found:
         raise EvaluationError("holds no prediction", row=str(path), cure="run the `equivox evaluate` command again")
     return found
-
-
-def drop_unfinished_line(path: Path) -> None:
-    """Cut off what follows the last newline: the line that a killed run was writing."""
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with path.open("r+b") as stream:
-            stream.truncate(len(whole))
 
 
 def pool(files: Sequence[Iterable[Prediction]]) -> list[Prediction]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reasoning.emotions import EmotionSet
-from reasoning.errors import EvaluationError
+from reasoning.errors import EvaluationError, changes
 from reasoning.files import write_atomic
 from reasoning.prompts import conversation
 
@@ -69,9 +69,9 @@ class RunRecord:
     shuffled: Mapping[str, int] | None
     fitted: Mapping[str, Any]
 
-    def differences(self, other: RunRecord) -> list[str]:
-        """Which fields of IDENTITY differ between the two."""
-        return [name for name in IDENTITY if getattr(self, name) != getattr(other, name)]
+    def identity(self) -> dict[str, Any]:
+        """The fields of IDENTITY and their values."""
+        return {name: getattr(self, name) for name in IDENTITY}
 
 
 def prompt_fingerprint(level: str, emotions: EmotionSet) -> str:
@@ -94,9 +94,7 @@ def open_run(folder: Path, record: RunRecord) -> None:
     """Write the record into `folder`, made if need be. Raises EvaluationError when it holds another run."""
     path = folder / RECORD
     if path.is_file():
-        changed = record.differences(before := read_record(folder))
-        if changed:
-            was = ", ".join(f"{n} was {getattr(before, n)!r}, is {getattr(record, n)!r}" for n in changed[:3])
+        if was := changes(read_record(folder).identity(), record.identity()):
             cure = f"name another --out, or remove {folder}"
             raise EvaluationError(f"holds predictions of another run ({was})", row=str(folder), cure=cure)
     elif (folder / PREDICTIONS).exists():

@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,31 +74,39 @@ class Guard:
                 return failed(given, error)
             return self.earned[name]
 
-        @functools.wraps(reward)
-        def call(**given: Any) -> Paid:
+        async def guarded(given: Mapping[str, Any]) -> Paid:
             try:
-                return paid(given, reward(**given))
+                return paid(given, await _asked(reward, given))
             except Exception as error:
                 for i in range(len(given["completions"])):
                     try:
-                        reward(**_only(given, i))
+                        await _asked(reward, _only(given, i))
                     except Exception as again:
                         return failed(given, _raised(name, given, again, i))
                 return failed(given, _raised(name, given, error))
+
+        @functools.wraps(reward)
+        def call(**given: Any) -> Paid:
+            return _at_once(guarded(given))
 
         @functools.wraps(reward)
         async def call_async(**given: Any) -> Paid:
-            try:
-                return paid(given, await reward(**given))
-            except Exception as error:
-                for i in range(len(given["completions"])):
-                    try:
-                        await reward(**_only(given, i))
-                    except Exception as again:
-                        return failed(given, _raised(name, given, again, i))
-                return failed(given, _raised(name, given, error))
+            return await guarded(given)
 
         return call_async if inspect.iscoroutinefunction(reward) else call
+
+
+async def _asked(reward: Reward, given: Mapping[str, Any]) -> Any:
+    return await reward(**given) if inspect.iscoroutinefunction(reward) else reward(**given)
+
+
+def _at_once(waiting: Coroutine[Any, Any, Paid]) -> Paid:
+    """The result of a coroutine that has nothing to wait for: its reward is a plain function."""
+    try:
+        waiting.send(None)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("a plain reward cannot be waited for")
 
 
 def checked(name: str, asked: Sequence[str], given: Mapping[str, Any], result: Any) -> Paid:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import torch
 
 from reasoning.errors import ConfigError, CorpusError, changes
-from reasoning.files import write_atomic
+from reasoning.files import drop_unfinished_line, whole_lines, write_atomic
 from reasoning.models.generating import generate_ids, stop_ids
 from reasoning.models.loading import Loaded
 from reasoning.models.memory import AudioMemory
@@ -75,12 +75,9 @@ class SampleFile:
         """Raises ConfigError when `path` holds samples of other settings, CorpusError when it holds something else."""
         if not path.is_file():
             write_atomic(path, json.dumps(dict(settings)) + "\n")
-        data = path.read_bytes()
-        # What follows the last newline is the line that a killed run was writing.
-        whole = data[: data.rfind(b"\n") + 1]
         self.answers: dict[str, list[Sample]] = {}
         try:
-            head, *lines = [json.loads(line) for line in whole.splitlines()]
+            head, *lines = [json.loads(line) for line in whole_lines(path)]
             for line in lines:
                 self.answers[line["id"]] = [Sample(**sample) for sample in line["samples"]]
         except (ValueError, KeyError, TypeError) as error:
@@ -92,8 +89,7 @@ class SampleFile:
                 field="out",
                 cure=f"name another --out, or remove {path}",
             )
-        if len(whole) < len(data):
-            write_atomic(path, whole)
+        drop_unfinished_line(path)
         self._stream: TextIO = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> SampleFile:

@@ -102,7 +102,7 @@ def test_traces_of_another_state_of_the_corpus_are_refused(corpus, tmp_path):
     (tmp_path / "more").mkdir()
     with pytest.raises(CorpusError, match="another corpus than this tones, or to another state"):
         read_traces(path, corpus_in(tmp_path / "more", 13))
-    with pytest.raises(CorpusError, match="is no trace file"):
+    with pytest.raises(CorpusError, match=r"is no file of traces \(thinking, "):
         read_traces(tmp_path / "clips.parquet", read_corpus(tmp_path))
     with pytest.raises(CorpusError, match="equivox prepare cot"):
         read_traces(tmp_path / "none.parquet", corpus)
