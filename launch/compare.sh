@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+# Does each stage of training help? From the untrained model to GRPO with gold, over seeds, on the same held-out clips.
+#
+#   bash launch/compare.sh --corpus crema_d --root path/to/CREMA-D     human votes: three seeds, about a day on a laptop
+#   bash launch/compare.sh --seeds "1" --limit 20 --steps 2            the embedded corpus, to see every stage work
+#
+#   --seeds "S ..."      seeds of training (default "1 2 3")     --fold F    whose speakers are held out (default 0)
+#   --limit N            evaluate so many test clips only        --steps N   shorten every training to N steps
+#   --ablate KEY=V1,V2   also train GRPO's stage (SFT's, with --of sft or --of think) with --KEY V1, then V2; repeatable
+#   --name NAME          the folder is runs/NAME (default: compare_CORPUS)
+#   --page FILE.md       write the page here, its plot beside it (default: results.md in the folder)
+#
+# What is finished is kept: run it again after an interruption, or with more seeds, and it goes on where it stopped.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
+
+main() {
+    read_options "$@"
+    heading "Environment"
+    source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+    cd "$EQUIVOX_HOME"
+    export TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+
+    data="data/$corpus" model=models/seed runs="runs/$name" evaluations=() swaps=()
+    traces="$runs/traces/traces.parquet"
+    heading "Corpus: clips and their votes"
+    equivox prepare "$corpus" ${root:+--root "$root"} --out "$data"
+    heading "Model: Whisper's encoder, a projector, SmolLM2"
+    equivox seed --out "$model"
+    stage "Traces: reasoning that was checked against the sound" "$runs/traces" \
+        equivox prepare cot --data "$data" --out "$traces"
+
+    # Untrained, the model writes no answers: only its label readout is worth the wait.
+    run="$runs"
+    evaluate base --readouts label
+    for seed in $seeds; do
+        run="$runs/seed$seed"
+        reinforce=(--level think --speakers 0.7:1 --adapter "$run/think" --max_completion_length 320 --kl_weight 0
+            --rewards rewards.distribution:closeness rewards.format:format rewards.grounding:grounding
+            --reward_weights 1.0 0.2 0.0)
+        # SFT hears some speakers; pairs and rollouts are about the others, whom it has not learned by heart.
+        train sft sft --speakers 0:0.7
+        train think sft --speakers 0:0.7 --level think --traces "$traces"
+        pairs
+        train think+dpo dpo --level think --adapter "$run/think" --pairs "$run/pairs/pairs.parquet"
+        train think+grpo grpo "${reinforce[@]}"
+        train think+grpo+gold grpo "${reinforce[@]}" --gold_traces "$traces" --share_digits 1
+        train think+grpo+kl grpo "${reinforce[@]}" --kl_weight 0.2
+        ablate
+        swap_traces
+    done
+
+    local compare=(equivox compare "${evaluations[@]}" --data "$data" --swaps "${swaps[@]}" --out "$runs/comparison"
+        --markdown "$page" --made-by "bash launch/compare.sh $given")
+    again "$runs/comparison" "${compare[@]}"
+    stage "Comparison: which stages help, which only sharpen" "$runs/comparison" "${compare[@]}"
+    printf '\n== Done\nPage: %s\n' "$page"
+}
+
+train() { # NAME COMMAND OPTIONS...: one stage of training with this seed, then its evaluation
+    local name="$1" command="$2" asked=() smaller=()
+    shift 2
+    [ ${#short[@]} -eq 0 ] || [ "$command" != grpo ] ||
+        smaller=(--num_generations 4 --per_device_train_batch_size 8 --gradient_accumulation_steps 1)
+    # Options after the config win over it, and the last of two that are alike wins.
+    stage "Seed $seed: $name" "$run/$name" \
+        equivox "$command" --config "launch/configs/$command.yaml" --model_name_or_path "$model" --data "$data" \
+        --fold "$fold" --seed "$seed" ${short[@]+"${short[@]}"} ${smaller[@]+"${smaller[@]}"} "$@" \
+        --output_dir "$run/$name"
+    [[ " $* " != *" --level think "* ]] || asked=(--level think --max-new-tokens 320)
+    evaluate "$name@$seed" --adapter "$run/$name" ${asked[@]+"${asked[@]}"}
+}
+
+evaluate() { # SYSTEM OPTIONS...: the fold's held-out speakers, heard by one system
+    local system="$1" out="$run/eval_${1%@*}"
+    shift
+    stage "Evaluation of $system on speakers never trained on" "$out" \
+        equivox evaluate --model "$model" "$@" --data "$data" --fold "$fold" --name "$system" --out "$out" \
+        --controls none --dev-readouts none --no-probe ${some[@]+"${some[@]}"}
+    evaluations+=("$out") # in the order of training: a stage is compared with the one before it
+}
+
+pairs() {
+    stage "Seed $seed: pairs of answers" "$run/pairs" \
+        equivox prepare preferences --data "$data" --fold "$fold" --model "$model" --adapter "$run/think" \
+        --speakers 0.7:1 --level think --kinds own contrast grounding --traces "$traces" --share-digits 1 \
+        --max-new-tokens 320 --seed "$seed" ${few[@]+"${few[@]}"} --out "$run/pairs/pairs.parquet"
+}
+
+ablate() { # the stage --of with each value of --ablate, every one on top of it
+    local one key value
+    for one in ${ablations[@]+"${ablations[@]}"}; do
+        key="${one%%=*}"
+        for value in $(tr ',' ' ' <<<"${one#*=}"); do
+            case "$of" in
+                grpo) train "think+grpo+$key=$value" grpo "${reinforce[@]}" "--$key" "$value" ;;
+                think) train "think+$key=$value" sft --speakers 0:0.7 --level think --traces "$traces" "--$key" "$value" ;;
+                sft) train "sft+$key=$value" sft --speakers 0:0.7 "--$key" "$value" ;;
+            esac
+        done
+    done
+}
+
+swap_traces() {
+    stage "Seed $seed: does a trace alone fix the answer?" "$run/swaps" \
+        equivox diagnose --model "$model" --adapter "$run/think" --data "$data" --fold "$fold" --traces "$traces" \
+        --out "$run/swaps/swaps.json" ${some[@]+"${some[@]}"}
+    swaps+=("$run/swaps/swaps.json")
+}
+
+read_options() {
+    given="$*" corpus=studio root="" seeds="1 2 3" fold=0 name="" page="" of=grpo
+    short=() some=() few=() ablations=()
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --corpus) corpus="${2:?--corpus takes studio or crema_d}" && shift 2 ;;
+            --root) root="${2:?--root takes the folder of the corpus}" && shift 2 ;;
+            --seeds) seeds="${2:?--seeds takes numbers}" && shift 2 ;;
+            --fold) fold="${2:?--fold takes a number from 0 to 4}" && shift 2 ;;
+            --limit) some=(--limit "${2:?--limit takes a number of clips}") && shift 2 ;;
+            --steps)
+                short=(--max_steps "${2:?--steps takes a number}" --save_steps "$2" --warmup_steps 0)
+                few=(--limit 16 --samples 2) && shift 2
+                ;;
+            --ablate) ablations+=("${2:?--ablate takes KEY=VALUE,VALUE}") && shift 2 ;;
+            --of) of="${2:?--of takes sft, think or grpo}" && shift 2 ;;
+            --name) name="${2:?--name takes a name for the run}" && shift 2 ;;
+            --page) page="${2:?--page takes a file}" && shift 2 ;;
+            -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" && exit 0 ;;
+            *) refuse "unknown option $1; --help lists them" ;;
+        esac
+    done
+    case "$corpus" in
+        studio) [ -z "$root" ] || refuse "the studio corpus is made on the spot: --root belongs to --corpus crema_d" ;;
+        crema_d) [ -d "$root" ] || refuse "--corpus crema_d needs --root, the folder with AudioWAV and processedResults" ;;
+        *) refuse "unknown corpus $corpus: studio or crema_d" ;;
+    esac
+    case "$of" in sft | think | grpo) ;; *) refuse "--of $of: expected sft, think or grpo" ;; esac
+    given="${given/--root $root/--root CREMA-D}" # the page names no folder of this machine
+    [ -z "$root" ] || root="$(cd "$root" && pwd -P)"
+    name="${name:-compare_$corpus}"
+    page="${page:-runs/$name/results.md}"
+}
+
+main "$@"

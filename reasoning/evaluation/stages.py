@@ -1,0 +1,185 @@
+"""Stages of training side by side, over seeds: what each adds to the one before it, on the same held-out clips.
+
+A system is called `NAME@SEED`; `A+B` is stage B on top of A and is compared with A, a name without a plus with the one
+evaluated before it. Seeds are pooled by the clip: its score is the mean over seeds, and the interval over clips is
+clustered by speaker. It says how the figures would vary with other speakers; how they vary with other seeds is what the
+lowest and highest seed's mean beside it show.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reasoning.emotions import EmotionSet
+from reasoning.errors import EvaluationError
+from reasoning.evaluation.comparisons import sentence, verdict_of
+from reasoning.evaluation.metrics import PROPER, per_clip
+from reasoning.evaluation.predictions import Prediction
+from reasoning.evaluation.statistics import Array, Interval, few_speakers_note, jackknife_interval, mean_of
+from reasoning.grounding import Levels
+from reasoning.response import read_response
+from reasoning.verifier import grounded_share
+
+JUDGED = ("jsd_bits", *PROPER)
+"""What decides whether a stage helps."""
+
+REFERENCES = ("training_prior", "linear_probe")
+"""Baselines that are shown beside the stages."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What predictions do not hold. tokens: of a written answer. levels: clip id -> measured cues; empty without
+    thinking to judge. donors: clip id -> the clip whose cues stand for swapped sound. minutes: `NAME@SEED` -> minutes
+    that its own training took."""
+
+    emotions: EmotionSet
+    tokens: Callable[[str], int]
+    levels: Mapping[str, Levels]
+    donors: Mapping[str, str]
+    minutes: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage and readout. scores: name -> (N,) of each clip, means over seeds, the same clips for all stages.
+    by_seed: name -> each seed's mean over clips."""
+
+    name: str
+    readout: str
+    seeds: tuple[str, ...]
+    speakers: tuple[str, ...]
+    scores: Mapping[str, Array]
+    by_seed: Mapping[str, tuple[float, ...]]
+
+    @property
+    def title(self) -> str:
+        return self.name if self.readout == "none" else f"{self.name} {self.readout}"
+
+
+def compare_stages(predictions: Sequence[Prediction], told: Told) -> dict[str, Any]:
+    """Every stage's figures, each against the stage it stands on, and which of them help, as a JSON-safe dict.
+
+    predictions: pooled test lines of all systems; controls are left out. Raises EvaluationError when systems do not
+    answer for the same clips.
+    """
+    stages = pool_seeds(predictions, told)
+    found = [_compare(stage, under) for stage in stages if (under := _under(stage, stages)) is not None]
+    speakers = len(set(stages[0].speakers))
+    return {
+        "n_clips": len(stages[0].speakers),
+        "n_speakers": speakers,
+        "few_speakers": few_speakers_note(speakers),
+        "stages": [_figures(stage, told) for stage in stages],
+        "comparisons": found,
+        "said": {kind: [c["title"] for c in found if c["verdict"] == kind] for kind in _SAID},
+    }
+
+
+_SAID = ("better", "sharpening", "unclear", "worse")
+
+
+def pool_seeds(predictions: Sequence[Prediction], told: Told) -> list[Stage]:
+    """The stages in the order of the predictions, baselines of REFERENCES first."""
+    series: dict[tuple[str, str], dict[str, list[Prediction]]] = defaultdict(lambda: defaultdict(list))
+    for line in predictions:
+        if line.split != "test" or line.control != "none":
+            continue
+        if line.readout == "none" and line.system not in REFERENCES:
+            continue
+        name, _, seed = line.system.partition("@")
+        series[name, line.readout][seed].append(line)
+    if not any(readout != "none" for _, readout in series):
+        raise EvaluationError("hold no answer of a model to a test clip", field="runs")
+    wanted = sorted({line.id for seeds in series.values() for lines in seeds.values() for line in lines})
+    ordered = sorted(series.items(), key=lambda item: item[0][1] != "none")
+    return [_stage(name, readout, seeds, wanted, told) for (name, readout), seeds in ordered]
+
+
+def _stage(
+    name: str, readout: str, seeds: Mapping[str, Sequence[Prediction]], wanted: Sequence[str], told: Told
+) -> Stage:
+    scores, speakers = [], ()
+    for seed, lines in seeds.items():
+        by_id = {line.id: line for line in lines}
+        missing = [i for i in wanted if i not in by_id]
+        if missing:
+            what = f"has no answer for {len(missing)} of the {len(wanted)} clips that others answer ({missing[0]} ...)"
+            cure = "give all evaluations the same --fold and --limit"
+            raise EvaluationError(what, row=f"{name}@{seed}/{readout}", cure=cure)
+        lines = [by_id[i] for i in wanted]
+        scores.append(_scores(lines, readout, told))
+        speakers = tuple(line.speaker for line in lines)
+    means = {key: np.mean([s[key] for s in scores], axis=0) for key in scores[0]}
+    by_seed = {key: tuple(float(s[key].mean()) for s in scores) for key in scores[0]}
+    return Stage(name, readout, tuple(seeds), speakers, means, by_seed)
+
+
+def _scores(lines: Sequence[Prediction], readout: str, told: Told) -> dict[str, Array]:
+    """name -> (N,) of one seed. verbalized: closeness, whether it can be read, tokens, and the Voice line's truth."""
+    k = len(lines[0].votes)
+    failed = np.array([line.probabilities is None for line in lines])
+    probs = [line.probabilities or (1 / k,) * k for line in lines]
+    found = per_clip([line.votes for line in lines], probs, failed)
+    scores = {key: found[key] for key in JUDGED}
+    if readout != "verbalized":
+        return scores
+    texts = [line.text or "" for line in lines]
+    scores |= {"closeness": 1 - found["jsd_bits"], "parsed": (~failed).astype(float)}
+    scores["tokens"] = np.array([float(told.tokens(text)) for text in texts])
+    readings = [read_response(text, told.emotions) for text in texts]
+    if told.levels and any(reading.thinking for reading in readings):
+        for key, whose in (
+            ("grounding", [c.id for c in lines]),
+            ("grounding_swapped", [told.donors[c.id] for c in lines]),
+        ):
+            pairs = zip(readings, whose, strict=True)
+            scores[key] = np.array([grounded_share(reading, told.levels[clip]) for reading, clip in pairs])
+    return scores
+
+
+def _under(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
+    """The stage that this one stands on, in the same readout; None for the first and for baselines."""
+    alike = [other for other in stages if other.readout == stage.readout != "none"]
+    if "+" in stage.name:
+        return next((other for other in alike if other.name == stage.name.rpartition("+")[0]), None)
+    before = [other for other in alike[: alike.index(stage)] if "+" not in other.name] if alike else []
+    return before[-1] if before else None
+
+
+def _compare(stage: Stage, under: Stage) -> dict[str, Any]:
+    differences = {key: _interval(stage.scores[key] - under.scores[key], stage.speakers) for key in JUDGED}
+    verdict = verdict_of(differences)
+    return {
+        "stage": stage.name,
+        "under": under.name,
+        "readout": stage.readout,
+        "title": f"{stage.title} over {under.name}",
+        "metrics": {key: interval.to_dict() for key, interval in differences.items()},
+        "verdict": verdict,
+        "sentence": sentence(stage.title, under.title, differences, None, verdict, "system"),
+    }
+
+
+def _figures(stage: Stage, told: Told) -> dict[str, Any]:
+    minutes = [told.minutes[f"{stage.name}@{seed}"] for seed in stage.seeds if f"{stage.name}@{seed}" in told.minutes]
+    return {
+        "name": stage.name,
+        "readout": stage.readout,
+        "title": stage.title,
+        "seeds": [seed for seed in stage.seeds if seed],
+        "metrics": {
+            key: {**_interval(values, stage.speakers).to_dict(), "seeds": list(stage.by_seed[key])}
+            for key, values in stage.scores.items()
+        },
+        "minutes": float(np.mean(minutes)) if minutes else None,
+    }
+
+
+def _interval(values: Array, speakers: Sequence[str]) -> Interval:
+    return jackknife_interval(mean_of(values), speakers)
