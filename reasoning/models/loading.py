@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel
+from transformers.utils import logging
 
 from reasoning.errors import ModelError
 from reasoning.files import write_atomic
@@ -22,6 +26,11 @@ BASE_RECORD = "equivox_base.json"
 """Written beside an adapter: which base it was trained on."""
 
 _SAMPLE_BYTES = 1 << 16
+_SHOWN_FROM_BYTES = 2 << 30
+"""Loading a smaller checkpoint takes seconds: transformers' progress bar would only stand between a command's lines."""
+
+# peft asks every model that it wraps, and TRL every model that it unwraps, by the name that transformers 5 gave up.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 @dataclass(frozen=True)
@@ -106,19 +115,33 @@ def load_model(
     mark = fingerprint(path)
     if adapter is not None:
         check_adapter(Path(adapter), path, mark)
-    model = AutoModelForMultimodalLM.from_pretrained(
-        path,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-    )
+    with _quiet_if_small(path):
+        model = AutoModelForMultimodalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
     processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
     model.requires_grad_(False)
     accept_encoded(family.tower_of(model))
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
     return Loaded(model.eval().to(device), processor, family, path, mark)
+
+
+@contextmanager
+def _quiet_if_small(path: Path) -> Iterator[None]:
+    small = sum(file.stat().st_size for file in path.glob("*.safetensors")) < _SHOWN_FROM_BYTES
+    if not small or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def check_adapter(adapter: Path, base: Path, base_fingerprint: str) -> None:
