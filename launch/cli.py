@@ -44,6 +44,7 @@ COMMANDS = {
         "                  --output_dir runs/mine/grpo",
         distributed=True,
     ),
+    "watch": Command("show a training run while it goes on", "equivox watch runs/mine/grpo"),
     "evaluate": Command(
         "run a model on held-out speakers and score it beside the baselines",
         "equivox evaluate --model models/seed --adapter runs/mine/grpo --data data/crema_d --out runs/mine/eval",

@@ -49,7 +49,7 @@ def train(data: Any, model: Any, preference: PreferenceArguments, args: Any) -> 
     from reasoning.models.prompter import Prompter
     from reasoning.training.dpo import AudioDPOTrainer, refuse_unserved
     from reasoning.training.pairs import PairCollator
-    from reasoning.training.run_folder import RunRecorder, finish_run, last_whole_checkpoint
+    from reasoning.training.run_folder import RunRecorder, run_to_end
 
     if not preference.pairs:
         cure = "--pairs FILE.parquet, as `equivox prepare preferences` wrote it"
@@ -79,8 +79,7 @@ def train(data: Any, model: Any, preference: PreferenceArguments, args: Any) -> 
         args=args,
         callbacks=[RunRecorder(folder, loaded)],
     )
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
-    finish_run(trainer, folder, loaded)
+    run_to_end(trainer, folder, loaded)
     if trainer.is_world_process_zero():
         print(f"adapter in {folder}; next: equivox grpo --adapter {folder}, or equivox evaluate --adapter {folder}")
 

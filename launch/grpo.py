@@ -73,12 +73,12 @@ def main(argv: list[str] | None = None) -> int:
 def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
     """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
     from launch.grounding import check_thinking, gold_of, with_cue_levels
-    from launch.training import check_grpo, load_for_training, open_run, training_rows
+    from launch.training import check_grpo, check_saving, load_for_training, open_run, training_rows
     from reasoning.models.prompter import Prompter
     from reasoning.training.gold import GoldGRPOTrainer
     from reasoning.training.grpo import AudioGRPOTrainer
     from reasoning.training.rewarding import asked_columns
-    from reasoning.training.run_folder import RunRecorder, finish_run, last_whole_checkpoint
+    from reasoning.training.run_folder import RunRecorder, run_to_end
     from rewards.loading import load_rewards
 
     functions = load_rewards(reward.rewards)
@@ -86,6 +86,7 @@ def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
     check_thinking(data.level, args.max_completion_length)
     folder = Path(args.output_dir)
     corpus, rows = training_rows(data)
+    check_saving(args, len(rows))
     with args.main_process_first(desc="measuring cues"):
         rows = with_cue_levels(rows, corpus, data, functions)
     gold = gold_of(rows, corpus, data.level, reward.gold_traces)
@@ -111,8 +112,7 @@ def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
         callbacks=[RunRecorder(folder, loaded)],
         **extra,
     )
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
-    finish_run(trainer, folder, loaded)
+    run_to_end(trainer, folder, loaded)
     if trainer.is_world_process_zero():
         print(f"adapter in {folder}; next: equivox evaluate --adapter {folder}")
 

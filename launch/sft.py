@@ -64,7 +64,7 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
     from launch.training import load_for_training, open_run, training_rows, with_thinking
     from reasoning.models.prompter import Prompter
     from reasoning.training.collate import AnswerCollator
-    from reasoning.training.run_folder import RunRecorder, finish_run, last_whole_checkpoint
+    from reasoning.training.run_folder import RunRecorder, run_to_end
     from reasoning.training.sft import AmbiguitySFTTrainer
 
     folder = Path(args.output_dir)
@@ -90,8 +90,7 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
         train_dataset=Dataset.from_list(rows),
         callbacks=[RunRecorder(folder, loaded)],
     )
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
-    finish_run(trainer, folder, loaded)
+    run_to_end(trainer, folder, loaded)
     if trainer.is_world_process_zero():
         print(f"adapter in {folder}; next: equivox grpo --adapter {folder}, or equivox evaluate --adapter {folder}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from launch.arguments import DataArguments, ModelArguments
 from reasoning.errors import ConfigError, CorpusError
 from reasoning.models.loading import Loaded, add_adapter, best_device, load_model
 from reasoning.training.run_folder import is_finished, start_run
+from reasoning.training.schedule import RolloutSchedule
 
 UNRECORDED = ("output_dir", "logging_dir", "local_rank", "hub_token", "run_name", "disable_tqdm", "report_to")
 """Options that may differ between a run and its continuation."""
@@ -150,4 +152,33 @@ def check_grpo(args: Any, n_rewards: int) -> None:
             "shares each prompt among its completions through a cache, which checkpointing turns off",
             field="activation_checkpointing",
             cure="set it to false and lower per_device_train_batch_size",
+        )
+
+
+def check_saving(args: Any, clips: int) -> None:
+    """Raise ConfigError where a GRPO run on so many clips would leave checkpoints in the middle of a rollout.
+
+    Resumed from one of those, a run would sample again what it had half used, and end elsewhere.
+    """
+    schedule = RolloutSchedule.of(args, clips)
+    if schedule.rollouts == 0:
+        needed = args.generation_batch_size // args.num_generations
+        raise ConfigError(
+            f"{clips} training clips are fewer than the {needed} of one rollout",
+            field="generation_batch_size",
+            cure="lower per_device_train_batch_size or steps_per_generation, or train on more clips",
+        )
+    if args.enable_jit_checkpoint and schedule.between(1) is not None:
+        what = "would save in the middle of a rollout, wherever a signal arrives"
+        raise ConfigError(what, field="enable_jit_checkpoint", cure="leave it out; save_steps decides")
+    if args.save_strategy != "steps":
+        return
+    every = math.ceil(schedule.steps * args.save_steps) if args.save_steps < 1 else int(args.save_steps)
+    step = schedule.between(every)
+    if step is not None:
+        lasts = f"one serves {schedule.reuse} micro-steps, an optimizer step takes {schedule.accumulation}"
+        raise ConfigError(
+            f"is {args.save_steps}, which would save after step {step}, in the middle of a rollout ({lasts})",
+            field="save_steps",
+            cure=f"set it to {' or '.join(map(str, schedule.nearest(every)))}",
         )

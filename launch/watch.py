@@ -44,7 +44,8 @@ METRICS = (
     ("entropy", "entropy, nats a token"),
     ("clip_ratio/region_mean", "clipped share"),
     ("kl", "KL to the reference"),
-    (r"(?:sampling|rollouts?)/(.+)", r"rollout: \1"),
+    ("rollout/gap_(.+)", r"gap to the rollouts, \1, nats"),
+    ("sync/(.+)", r"weight sync, \1"),
     ("learning_rate", "learning rate"),
     ("grad_norm", "gradient norm"),
 )

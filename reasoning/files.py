@@ -1,8 +1,10 @@
-"""The one way a finished file is written: whole, or not at all."""
+"""The one way a finished file is written: whole, or not at all; and how a refusing disk is told from other errors."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from pathlib import Path
 
 from reasoning.errors import StorageError
@@ -38,3 +40,21 @@ def drop_unfinished_line(path: Path) -> None:
     unfinished = len(path.read_bytes().split(b"\n")[-1])
     if unfinished:
         os.truncate(path, path.stat().st_size - unfinished)
+
+
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """What the system said when `error` came of a disk that refuses to be written; None for any other error.
+
+    Python and pyarrow raise OSError. safetensors and tokenizers put "(os error 28)" into exceptions of their own, and
+    torch's zip writer only sees that it is not where it should be.
+    """
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    if number in _REFUSED:
+        return os.strerror(number)
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):
+        return "torch could not write all of a file"
+    return None

