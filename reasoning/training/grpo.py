@@ -38,6 +38,7 @@ PER_SAMPLE = ("clip_rows", "slots", "votes", "loud")
 """What each sample carries beside TRL's own keys; shuffled and split with them."""
 
 
+from reasoning.training.schedule import EpochSampler
 class AudioGRPOTrainer(GRPOTrainer):
     """GRPOTrainer that hears.
 
@@ -109,6 +110,9 @@ class AudioGRPOTrainer(GRPOTrainer):
         """Completions with transformers: each clip's prompt is computed once for all its samples."""
         rows = [row["row"] for row in self._rows]
         runs = [len(list(same)) for _, same in groupby(rows)]
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        return EpochSampler(cast(Any, super()._get_train_sampler(dataset)), lambda: int(self.state.epoch or 0))
+
         samples = runs[0] if len(set(runs)) == 1 else 1
         firsts = list(range(0, len(rows), samples))
         batch = prompt_batch(self._prompter, [prompt_ids[i] for i in firsts], self._hear([rows[i] for i in firsts]))
