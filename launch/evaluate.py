@@ -38,7 +38,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--folds", type=int, default=5, help="folds that the corpus is cut into (default: 5)")
     p.add_argument("--name", default="model", help="what the system is called in the results (default: model)")
     p.add_argument("--out", type=Path, required=True, help="folder to write")
-    p.add_argument("--readouts", type=_names, default="label,verbalized", help="default: label,verbalized")
+    p.add_argument(
+        "--readouts",
+        type=_names,
+        default="label,verbalized",
+        help="of label, verbalized, and guided: verbalized under the answer grammar (default: label,verbalized)",
+    )
     p.add_argument(
         "--controls",
         type=_names,

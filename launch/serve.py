@@ -90,6 +90,7 @@ def vllm_command(args: argparse.Namespace, checkpoint: Path, more: list[str], *,
         *("--host", args.host, "--port", str(args.port)),
         *("--dtype", args.dtype),
         *("--limit-mm-per-prompt", '{"audio": 1}'),
+        *("--structured-outputs-config", '{"backend": "guidance"}'),  # guided answers are asked for in Lark grammars
         *("--generation-config", "vllm"),  # sampling options come with the requests, none from the checkpoint
         *(["--enforce-eager"] if eager else []),
         *(FOR_ROLLOUTS if args.rollouts else []),

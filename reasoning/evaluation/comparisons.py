@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from reasoning.evaluation.metrics import METRICS, PROPER
-from reasoning.evaluation.predictions import Series
+from reasoning.evaluation.predictions import WRITTEN, Series
 from reasoning.evaluation.statistics import Additive, Interval, difference_of, jackknife_interval
 
 NON_INFERIORITY_MARGIN = 0.01
@@ -43,8 +43,8 @@ def compare_all(scored: Sequence[Comparable]) -> list[dict[str, Any]]:
 def pairs(scored: Sequence[Comparable]) -> list[tuple[Comparable, Comparable, str]]:
     """(system, versus, kind) for every comparison.
 
-    Models against baselines, models among each other (the later against the earlier, same readout), verbalized against
-    label, each model against its own controls, and controls against sentence_only.
+    Models against baselines, models among each other (the later against the earlier, same readout), written
+    answers against label, each model against its own controls, and controls against sentence_only.
     """
     models = [s for s in scored if s.series[1] != "none" and s.series[2] == "none"]
     controls = [s for s in scored if s.series[2] != "none"]
@@ -60,7 +60,7 @@ def pairs(scored: Sequence[Comparable]) -> list[tuple[Comparable, Comparable, st
         (a, b, "readout")
         for a in models
         for b in models
-        if a.series[0] == b.series[0] and (a.series[1], b.series[1]) == ("verbalized", "label")
+        if a.series[0] == b.series[0] and a.series[1] in WRITTEN and b.series[1] == "label"
     ]
     found += [(m, c, "control") for m in models for c in controls if m.series[:2] == c.series[:2]]
     found += [(c, b, "control") for c in controls for b in baselines if b.series[0] == "sentence_only"]

@@ -82,7 +82,8 @@ def protocol_of(runs: Sequence[RunRecord], test: Sequence[Prediction]) -> Protoc
         unparseable_rule=UNPARSEABLE_RULE,
         readouts=(
             "label: softmax over the labels right after `Vote:` (prefix no_think: no thinking before it; own_think: "
-            "the model's own); verbalized: the Shares that the model wrote"
+            "the model's own); verbalized: the Shares that the model wrote, freely; guided: the same where the answer "
+            "grammar gives every token that breaks it probability zero"
         ),
         prompt_level=_each(runs, "level"),
         decoding=f"greedy, at most {_each(runs, 'max_new_tokens')} new tokens",

@@ -47,9 +47,15 @@ class Engine(Protocol):
     name: str
 
     def generate(
-        self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        requests: Sequence[Request],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        guided: bool = False,
     ) -> Iterator[Generation]:
-        """A text for each request; temperature 0 is greedy."""
+        """A text for each request; temperature 0 is greedy. guided: the answer grammar lets nothing else be written."""
         ...
 
     def score_labels(self, requests: Sequence[Request]) -> Iterator[LabelScores]:

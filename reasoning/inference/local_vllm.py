@@ -78,9 +78,18 @@ class LocalVllm:
             enable_mm_embeds=True,
             limit_mm_per_prompt={"audio": 0},  # of audio that vLLM would have to encode itself: its tower stays out
             generation_config="vllm",  # no sampling options from the checkpoint
+            structured_outputs_config={"backend": "guidance"},  # llguidance, as in reasoning/models/guide.py
             **options,
         )
         self.max_tokens: int = self.llm.model_config.max_model_len
+
+    def guiding(self, grammar: str | None) -> dict[str, Any]:
+        """The option of SamplingParams that lets nothing be written but what is in a Lark grammar."""
+        if grammar is None:
+            return {}
+        from vllm.sampling_params import StructuredOutputsParams  # pyright: ignore[reportMissingImports]
+
+        return {"structured_outputs": StructuredOutputsParams(grammar=grammar)}
 
     def ask(self, prompts: Sequence[Embedded], options: Sequence[Mapping[str, Any]]) -> list[Any]:
         """RequestOutput for each prompt. options: its SamplingParams. Raises ModelError where it saw another prompt."""

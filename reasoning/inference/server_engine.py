@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,12 +18,14 @@ import soundfile
 import torch
 from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
+from reasoning.answer_grammar import answer_grammar
 from reasoning.audio import SAMPLE_RATE, read_audio
 from reasoning.emotions import EmotionSet
 from reasoning.errors import EvaluationError
-from reasoning.inference.asking import close_thinking, refuse_too_long, request_seed
-from reasoning.inference.endpoint import Endpoint
+from reasoning.inference.asking import close_thinking, refuse_other_prompt, refuse_too_long, request_seed
+from reasoning.inference.endpoint import Endpoint, odd_answer, served_model
 from reasoning.inference.engine import Generation, LabelScores, Request
+from reasoning.inference.under_way import in_order
 from reasoning.models.families import Family, family_of
 from reasoning.models.generating import end_ids
 from reasoning.models.label_trie import Step
@@ -81,14 +81,20 @@ class ServerEngine:
     ) -> None:
         self.endpoint, self.emotions, self.checkpoint = endpoint, emotions, checkpoint
         self.concurrency, self.max_thinking_tokens = concurrency, max_thinking_tokens
-        self.model, self.max_tokens = self._served(model)
+        self.model, self.max_tokens = served_model(endpoint, model)
         self.prompter = Prompter(checkpoint, emotions) if checkpoint else None
 
     def generate(
-        self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        requests: Sequence[Request],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        guided: bool = False,
     ) -> Iterator[Generation]:
         """A text for each request; temperature 0 is greedy."""
-        return self._stream(requests, lambda request: self._written(request, max_new_tokens, temperature, seed))
+        return self._stream(requests, lambda request: self._written(request, max_new_tokens, temperature, seed, guided))
 
     def score_labels(self, requests: Sequence[Request]) -> Iterator[LabelScores]:
         """The label readout for each request. Raises EvaluationError when this server cannot give it exactly."""
@@ -100,52 +106,19 @@ class ServerEngine:
             )
         return self._stream(requests, self._label_scores)
 
-    def _served(self, wanted: str | None) -> tuple[str, int | None]:
-        """(the model's name, how many tokens it holds if the server says so)."""
-        listed = self.endpoint.get("/models")
-        try:
-            cards = {card["id"]: card for card in listed["data"]}
-        except (TypeError, KeyError):
-            raise self._odd(listed, None) from None
-        if wanted is None and len(cards) == 1:
-            (wanted,) = cards
-        if wanted is None or wanted not in cards:
-            what = f"serves {', '.join(map(repr, cards)) or 'nothing'}, asked for is {wanted!r}"
-            cure = "serve it with `equivox serve --model DIR [--adapter DIR]`, or name one with --served-model"
-            raise EvaluationError(f"{self.endpoint.url} {what}", field="served-model", cure=cure)
-        return wanted, cards[wanted].get("max_model_len")
-
     def _stream(self, requests: Sequence[Request], ask: Callable[[Request], Answer]) -> Iterator[Answer]:
-        """`ask(request)` for each, in order. After a failure nothing is begun, what is under way is still yielded."""
-        waiting: deque[Future[Answer]] = deque()
-        failure: Exception | None = None
-        left = iter(requests)
-        self.endpoint.hurry.clear()
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            try:
-                while True:
-                    while failure is None and len(waiting) < 2 * self.concurrency and (request := next(left, None)):
-                        waiting.append(pool.submit(ask, request))
-                    if not waiting:
-                        break
-                    try:
-                        answer = waiting.popleft().result()
-                    except CancelledError:
-                        continue
-                    except Exception as error:
-                        failure = failure or error
-                        _cancel(waiting)
-                        continue
-                    yield answer
-            except BaseException:  # whoever listened stopped, or Ctrl-C
-                self.endpoint.hurry.set()
-                _cancel(waiting)
-                raise
-        if failure is not None:
-            raise failure
+        return in_order(requests, ask, self.concurrency, self.endpoint.hurry)
 
-    def _written(self, request: Request, max_new_tokens: int, temperature: float, seed: int) -> Generation:
-        body = {"temperature": temperature, "seed": request_seed(seed, request.id), "max_tokens": max_new_tokens}
+    def _written(
+        self, request: Request, max_new_tokens: int, temperature: float, seed: int, guided: bool = False
+    ) -> Generation:
+        body: dict[str, Any] = {
+            "temperature": temperature,
+            "seed": request_seed(seed, request.id),
+            "max_tokens": max_new_tokens,
+        }
+        if guided:
+            body["structured_outputs"] = {"grammar": answer_grammar(self.emotions, request.level)}
         answer, choice = self._ask(request, "", body)
         try:
             text, tokens = choice["message"]["content"] or "", answer["usage"]["completion_tokens"]
@@ -153,7 +126,7 @@ class ServerEngine:
                 text = self.prompter.tokenizer.decode(choice["token_ids"], skip_special_tokens=True)
             return Generation(request.id, text, tokens, truncated=choice["finish_reason"] == "length")
         except (TypeError, KeyError):
-            raise self._odd(answer, request.id) from None
+            raise odd_answer(self.endpoint, answer, request.id) from None
 
     def _label_scores(self, request: Request) -> LabelScores:
         assert self.prompter is not None
@@ -210,16 +183,10 @@ class ServerEngine:
             "/chat/completions", {"model": self.model, "messages": messages, **body}, request.id
         )
         if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list) or not answer["choices"]:
-            raise self._odd(answer, request.id)
+            raise odd_answer(self.endpoint, answer, request.id)
         got = answer.get("prompt_token_ids")
-        if expected is not None and got is not None and got != expected:
-            raise EvaluationError(
-                f"{self.endpoint.url} made {len(got)} prompt tokens where the local checkpoint makes {len(expected)}, "
-                "or other ones",
-                row=request.id,
-                field="prompt",
-                cure="serve the folder named by --model, for example with `equivox serve`",
-            )
+        if expected is not None and got is not None:
+            refuse_other_prompt(self.endpoint.url, got, expected, request.id)
         return answer, answer["choices"][0]
 
     def _prompt_ids(
@@ -240,15 +207,6 @@ class ServerEngine:
         return EvaluationError(
             f"{self.endpoint.url} {what}, so it has no label readout", row=row, field="url", cure=cure
         )
-
-    def _odd(self, answer: Any, row: str | None) -> EvaluationError:
-        what = f"{self.endpoint.url} answers what the OpenAI API does not: {str(answer)[:120]!r}"
-        return EvaluationError(what, row=row, field="url", cure="give the address of an OpenAI-compatible server")
-
-
-def _cancel(waiting: Iterable[Future[Any]]) -> None:
-    for future in waiting:
-        future.cancel()
 
 
 def as_wav(samples: np.ndarray) -> str:

@@ -12,6 +12,7 @@ from reasoning.inference.asking import close_thinking
 from reasoning.inference.engine import Generation, LabelScores, Request
 from reasoning.models.answer_head import add_answer_head
 from reasoning.models.generating import generate_ids, stop_ids
+from reasoning.models.guide import Guide
 from reasoning.models.loading import Loaded
 from reasoning.models.memory import AudioMemory, Heard
 from reasoning.models.prompter import Prompter, prompt_batch
@@ -42,10 +43,18 @@ class TransformersEngine:
         add_answer_head(loaded.base, self.prompter.labels)
 
     def generate(
-        self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        requests: Sequence[Request],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        guided: bool = False,
     ) -> Iterator[Generation]:
         """A text for each request; temperature 0 is greedy. The same seed, requests and batch size give the same."""
         sampling = {"do_sample": True, "temperature": temperature, **WHOLE} if temperature > 0 else {"do_sample": False}
+        levels = {r.level for r in requests} if guided else set()
+        guides = {level: Guide(self.prompter.tokenizer, self.prompter.emotions, level) for level in levels}
         for number, part in enumerate(self._batches(requests)):
             with torch.random.fork_rng():
                 torch.manual_seed(seed + number)
@@ -54,6 +63,7 @@ class TransformersEngine:
                     self.loaded,
                     prompt_batch(self.prompter, prompts, heard),
                     max_new_tokens=max_new_tokens,
+                    guide=guides.get(part[0].level),
                     repetition_penalty=1.0,
                     **sampling,
                 )

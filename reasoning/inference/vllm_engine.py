@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from reasoning.answer_grammar import answer_grammar
 from reasoning.emotions import EmotionSet
 from reasoning.inference.asking import close_thinking, refuse_too_long, request_seed
 from reasoning.inference.engine import Generation, LabelScores, Request
@@ -46,13 +47,20 @@ class VllmEngine:
         self.vllm = LocalVllm(loaded, dtype=dtype, max_num_seqs=batch_size)
 
     def generate(
-        self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        requests: Sequence[Request],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        guided: bool = False,
     ) -> Iterator[Generation]:
         """A text for each request; temperature 0 is greedy. One seed samples the same for a clip in any batch."""
         for part in self._batches(requests):
             prompts = self._prompts(part, [""] * len(part), max_new_tokens)
             options = [
                 {"temperature": temperature, "seed": request_seed(seed, r.id), "max_tokens": max_new_tokens}
+                | self.vllm.guiding(answer_grammar(self.prompter.emotions, r.level) if guided else None)
                 for r in part
             ]
             for request, completion in zip(part, self._run(prompts, options), strict=True):

@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from reasoning.evaluation.metrics import LOWER_IS_BETTER, METRICS, PROPER
+from reasoning.evaluation.predictions import WRITTEN
 from reasoning.evaluation.report import panels, views
 from reasoning.evaluation.report.clips import clip_cards
 from reasoning.evaluation.report.verdict import READS, interval, number, reading, tiles, verdict
@@ -57,7 +58,7 @@ def render(
             corpus=view.corpus,
             statement=view.statement,
             systems=list(dict.fromkeys(s.system for s in models)),
-            parsed=[s for s in models if s.readout == "verbalized"],
+            parsed=[s for s in models if s.readout in WRITTEN],
             verdict=verdict(view),
             tiles=tiles(view),
             headline=panels.headline_forest(view),

@@ -79,7 +79,13 @@ class KnowingEngine:
         return tuple(temper([mixed], 1 / self.sharpness)[0].tolist())
 
     def generate(
-        self, requests: Sequence[Request], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        requests: Sequence[Request],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        guided: bool = False,
     ) -> Iterator[Generation]:
         assert temperature == 0
         for request in requests:
