@@ -149,11 +149,12 @@ def _check(
         _drawn_part(policy, true, flat, sampling, limits),
         hearing_part(ours, theirs, limits, trained),
     ]
+    # After the wrong sound: a model that is sure of its own words would not be moved on them.
     with policy.changed(seed):
         sync()
-        moved = policy.logps(true, completions), rollouts.logps(true, completions)
+        moved = policy.logps(swapped, completions), rollouts.logps(swapped, completions)
     sync()
-    parts.append(change_part((ours[0], theirs[0]), moved, rollouts.logps(true, completions), limits))
+    parts.append(change_part((ours[1], theirs[1]), moved, rollouts.logps(swapped, completions), limits))
     worst = [
         token
         for prompts, audio, mine, other in zip(
