@@ -1,0 +1,161 @@
+"""Stages over seeds: how they are pooled, what each is compared with, and what is said about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reasoning.cues import CUES
+from reasoning.distributions import brier, jsd_bits, nll_bits, normalize_votes
+from reasoning.emotions import CREMA_D
+from reasoning.errors import EvaluationError
+from reasoning.evaluation.markdown import escape
+from reasoning.evaluation.predictions import Prediction
+from reasoning.evaluation.stages import Told, compare_stages, pool_seeds
+from reasoning.evaluation.stages_page import stages_markdown, stages_plot
+from reasoning.evaluation.statistics import jackknife_interval, mean_of
+from reasoning.response import write_response
+from reasoning.verifier import Trace, write_trace
+
+RNG = np.random.default_rng(0)
+N, SPEAKERS = 24, 6
+VOTES = RNG.multinomial(9, [0.3, 0.1, 0.1, 0.2, 0.2, 0.1], N)
+HIGH, LOW = dict.fromkeys(CUES, 2), dict.fromkeys(CUES, -2)
+TOLD = Told(
+    CREMA_D,
+    tokens=len,
+    levels={f"c{i}": HIGH if i % 2 else LOW for i in range(N)},
+    donors={f"c{i}": f"c{(i + 1) % N}" for i in range(N)},
+    minutes={"a@1": 2.0, "a@2": 4.0},
+)
+
+
+def line(i: int, system: str, readout: str, shares, text: str | None = None) -> Prediction:
+    return Prediction(
+        system=system, readout=readout, prefix=None, control="none", split="test", id=f"c{i}",
+        speaker=f"s{i % SPEAKERS}", fold=0, transcript="so", votes=tuple(int(v) for v in VOTES[i]),
+        probabilities=None if shares is None else tuple(shares), vote=None, problems=(), text=text, audio=None,
+    )  # fmt: skip
+
+
+def lines(system: str, shares_NK, readout="label", texts=None) -> list[Prediction]:
+    texts = texts or [None] * N
+    return [line(i, system, readout, s, t) for i, (s, t) in enumerate(zip(shares_NK, texts, strict=True))]
+
+
+def mixed(weight: float, noise_seed: int = 0) -> np.ndarray:
+    """The votes' own shares mixed with uniform ones and a little noise."""
+    noise = np.random.default_rng(noise_seed).dirichlet(np.ones(6), N)
+    return weight * normalize_votes(VOTES) + (0.95 - weight) / 6 + 0.05 * noise
+
+
+def test_seeds_are_pooled_by_the_clip_and_the_interval_is_clustered_by_speaker():
+    seeds = [mixed(0.3, 1), mixed(0.5, 2), mixed(0.7, 3)]
+    found = compare_stages([p for k, s in enumerate(seeds, 1) for p in lines(f"a@{k}", s)], TOLD)
+    stage = found["stages"][0]
+    for name, score in (("jsd_bits", jsd_bits), ("brier", brier)):
+        per_seed = [score(normalize_votes(VOTES), s) for s in seeds]
+        expected = jackknife_interval(mean_of(np.mean(per_seed, axis=0)), [f"s{i % SPEAKERS}" for i in range(N)])
+        metric = stage["metrics"][name]
+        assert metric["estimate"] == pytest.approx(expected.estimate)
+        assert (metric["low"], metric["high"]) == pytest.approx((expected.low, expected.high))
+        assert metric["seeds"] == pytest.approx([p.mean() for p in per_seed])
+    assert stage["metrics"]["nll_bits"]["seeds"][0] == pytest.approx(nll_bits(VOTES, seeds[0]).mean())
+    assert stage["seeds"] == ["1", "2", "3"]
+    assert stage["minutes"] == 3
+
+
+def test_a_stage_is_compared_with_what_it_stands_on():
+    systems = ["base", "sft@1", "think@1", "think+dpo@1", "think+grpo@1", "think+grpo+gold@1", "think+grpo+gold@2"]
+    found = compare_stages([p for k, name in enumerate(systems) for p in lines(name, mixed(0.4, k))], TOLD)
+    assert {c["stage"]: c["under"] for c in found["comparisons"]} == {
+        "sft": "base", "think": "sft", "think+dpo": "think", "think+grpo": "think", "think+grpo+gold": "think+grpo",
+    }  # fmt: skip
+
+
+def test_a_stage_that_only_sharpens_is_said_to():
+    """Three votes a clip from one distribution: answering it sharpened lowers jsd_bits, and both proper scores rise."""
+    truth = np.array([0.4, 0.3, 0.1, 0.1, 0.05, 0.05])
+    sharp = truth**1.3 / (truth**1.3).sum()
+    votes = np.random.default_rng(0).multinomial(3, truth, 240)
+
+    def answers(system, shares):
+        made = [replace(line(0, system, "label", shares), id=f"c{i}", speaker=f"s{i % 24}") for i in range(240)]
+        return [replace(p, votes=tuple(int(v) for v in row)) for p, row in zip(made, votes, strict=True)]
+
+    found = compare_stages([*answers("true", truth), *answers("true+sharp", sharp)], replace(TOLD, levels={}))
+    assert found["said"]["sharpening"] == ["true+sharp label over true"]
+    assert "the gain is sharpening" in found["comparisons"][0]["sentence"]
+
+
+def test_helping_doing_nothing_and_hurting_are_told_apart():
+    uniform = np.full((N, 6), 1 / 6)
+    near = mixed(0.6)
+    found = compare_stages([*lines("none", uniform), *lines("none+near", near), *lines("none+same", uniform)], TOLD)
+    assert found["said"]["better"] == ["none+near label over none"]
+    assert found["said"]["unclear"] == ["none+same label over none"]
+    verdicts = {c["stage"]: c for c in found["comparisons"]}
+    assert verdicts["none+near"]["sentence"].startswith("none+near label beats none label")
+    back = compare_stages([*lines("near", near), *lines("near+lost", uniform)], TOLD)
+    assert back["said"]["worse"] == ["near+lost label over near"]
+
+
+def answer(i: int, claim: str) -> str:
+    voice = ", ".join(f"{claim} {noun}" for noun in ("pitch", "loudness"))
+    voice += f", {'fast' if claim == 'very high' else 'slow'} pace"
+    thinking = write_trace(Trace("plain", voice, "fear and sad", "high pitch suits fear and sad"))
+    return write_response(normalize_votes(VOTES)[i].tolist(), "sad", CREMA_D, thinking)
+
+
+def test_written_answers_have_closeness_parse_rate_tokens_and_grounding_for_their_sound_and_anothers():
+    texts = [answer(i, "very high" if i % 2 else "very low") for i in range(N)]
+    shares = list(normalize_votes(VOTES))
+    texts[0], shares[0] = "I cannot tell", None
+    metrics = compare_stages(lines("a@1", shares, "verbalized", texts), TOLD)["stages"][0]["metrics"]
+    assert metrics["parsed"]["estimate"] == pytest.approx((N - 1) / N)
+    assert metrics["closeness"]["estimate"] == pytest.approx((N - 1) / N)
+    assert metrics["jsd_bits"]["estimate"] == pytest.approx(1 / N), "what cannot be read scores as badly as possible"
+    assert metrics["tokens"]["estimate"] == pytest.approx(np.mean([len(t) for t in texts]))
+    assert metrics["grounding"]["estimate"] == pytest.approx((N - 1) / N)
+    assert metrics["grounding_swapped"]["estimate"] == 0, "every other clip is the other way round"
+
+
+def test_answers_without_thinking_have_no_grounding():
+    texts = [write_response(s.tolist(), "sad", CREMA_D) for s in normalize_votes(VOTES)]
+    metrics = compare_stages(lines("a@1", normalize_votes(VOTES), "verbalized", texts), TOLD)["stages"][0]["metrics"]
+    assert "grounding" not in metrics
+
+
+def test_baselines_stand_first_and_are_compared_with_nothing():
+    rows = [*lines("a@1", mixed(0.5)), *(replace(p, readout="none") for p in lines("training_prior", mixed(0.1)))]
+    rows += [replace(p, readout="none") for p in lines("uniform", mixed(0.0))]
+    stages = pool_seeds(rows, TOLD)
+    assert [(s.name, s.readout) for s in stages] == [("training_prior", "none"), ("a", "label")]
+    assert compare_stages(rows, TOLD)["comparisons"] == []
+
+
+def test_a_seed_that_lacks_a_clip_is_named():
+    with pytest.raises(
+        EvaluationError, match=r"a@2/label.*has no answer for 1 of the 24 clips that others answer \(c0"
+    ):
+        compare_stages([*lines("a@1", mixed(0.5)), *lines("a@2", mixed(0.5))[1:]], TOLD)
+    with pytest.raises(EvaluationError, match="no answer of a model"):
+        compare_stages([replace(p, split="dev") for p in lines("a@1", mixed(0.5))], TOLD)
+
+
+def test_the_page_has_every_stage_and_sentence_and_the_plot_is_the_same_twice():
+    rows = [p for k in (1, 2) for p in lines(f"a@{k}", mixed(0.2 * k, k))] + lines("a+b@1", mixed(0.6))
+    found = {**compare_stages(rows, TOLD), "statement": "test", "protocol": "none"}
+    page = stages_markdown(found, "the command", "plot.svg", ["A note."])
+    for stage in found["stages"]:
+        metric = stage["metrics"]["jsd_bits"]
+        assert f"| {stage['title']} | {metric['estimate']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]" in page
+    low, high = (f(found["stages"][0]["metrics"]["jsd_bits"]["seeds"]) for f in (min, max))
+    assert f"{{{low:.3f}–{high:.3f}}}" in page
+    assert escape(found["comparisons"][0]["sentence"]) in page
+    assert "![jsd_bits and brier of every stage](plot.svg)" in page
+    assert "A note." in page
+    assert stages_plot(found) == stages_plot(found)
+    assert "a+b label" in stages_plot(found)
