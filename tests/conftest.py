@@ -263,45 +263,50 @@ TRAINING_STEPS = 220
 
 @dataclass(frozen=True)
 class VllmServer:
-    """`equivox serve` on the trained checkpoint. model: the name that it gave itself."""
+    """A running `equivox serve`. url: ends in /v1. model: the name that it gave itself."""
 
     url: str
     model: str
+    process: subprocess.Popen
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1].partition("/")[0])
 
 
 @pytest.fixture(scope="session")
-def vllm_server(
-    tmp_path_factory: pytest.TempPathFactory, trained_checkpoint: TrainedCheckpoint
-) -> Iterator[VllmServer]:
-    """The one server of a test session, started by the command that users type."""
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., VllmServer]]:
+    """Start `equivox serve` by the command that users type: serve("--model", folder, ..., port=None) waits for it."""
     from reasoning.errors import EvaluationError
     from reasoning.inference.endpoint import Endpoint
 
-    port, log = unused_port(), tmp_path_factory.mktemp("serve") / "log"
-    command = [
-        sys.executable,
-        "-m",
-        "launch.cli",
-        "serve",
-        "--model",
-        str(trained_checkpoint.model),
-        "--port",
-        str(port),
-    ]
-    with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=out, stderr=out, start_new_session=True)
-    try:
-        endpoint, served = Endpoint(f"http://127.0.0.1:{port}/v1", retries=0), None
-        while served is None:
+    started: list[subprocess.Popen] = []
+
+    def start(*options: object, port: int | None = None) -> VllmServer:
+        port, log = port or unused_port(), tmp_path_factory.mktemp("serve") / "log"
+        command = [sys.executable, "-m", "launch.cli", "serve", *map(str, options), "--port", str(port)]
+        with log.open("w") as out:
+            process = subprocess.Popen(command, cwd=REPOSITORY, stdout=out, stderr=out, start_new_session=True)
+        started.append(process)
+        endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", retries=0)
+        while True:
             assert process.poll() is None, log.read_text()[-4000:]
-            time.sleep(1)
             with contextlib.suppress(EvaluationError):
-                served = endpoint.get("/models")["data"][0]["id"]
-        yield VllmServer(endpoint.url, served)
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+                return VllmServer(endpoint.url, endpoint.get("/models")["data"][0]["id"], process)
+            time.sleep(1)
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):  # killed by its test
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+@pytest.fixture(scope="session")
+def vllm_server(serve: Callable[..., VllmServer], trained_checkpoint: TrainedCheckpoint) -> VllmServer:
+    """The one server of a test session that is asked only."""
+    return serve("--model", trained_checkpoint.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from reasoning.errors import ModelError
 from reasoning.response import THINK_CLOSE
@@ -28,4 +29,15 @@ def refuse_too_long(row: str, prompt_tokens: int, new_tokens: int, limit: int) -
             row=row,
             field="prompt",
             cure="leave this clip out, cut it into utterances, or give the engine a longer context",
+        )
+
+
+def refuse_other_prompt(engine: str, got: Sequence[int], expected: Sequence[int], row: str) -> None:
+    """Raise ModelError when an engine's model saw other prompt tokens than ours."""
+    if list(got) != list(expected):
+        raise ModelError(
+            f"{engine} made {len(got)} prompt tokens where the local checkpoint makes {len(expected)}, or other ones",
+            row=row,
+            field="prompt",
+            cure="run the same checkpoint folder there, with the pinned version of vLLM (`equivox serve` does)",
         )

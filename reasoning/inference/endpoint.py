@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import threading
 import time
 import urllib.error
@@ -12,6 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from reasoning.errors import ConfigError, EvaluationError
+
+LOG = logging.getLogger(__name__)
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LONGEST_WAIT = 60.0
@@ -50,6 +53,7 @@ class Endpoint:
         proxies = urllib.request.ProxyHandler({} if parts.hostname in LOOPBACK else None)
         self._opener = urllib.request.build_opener(proxies)
         self.hurry = threading.Event()
+        self._troubled = False
 
     def get(self, path: str) -> Any:
         """The JSON at `path`; fails soon, as nothing is under way yet. Raises EvaluationError naming URL and cure."""
@@ -63,9 +67,15 @@ class Endpoint:
         start = time.monotonic()
         for attempt in range(retries + 1):
             try:
-                return self._once(path, body)
+                answer = self._once(path, body)
             except _Trouble as reason:
                 trouble = reason
+            else:
+                self._troubled = False
+                return answer
+            if trouble.again and attempt < retries and not self._troubled:
+                self._troubled = True  # one line, however many requests are under way
+                LOG.warning("%s%s %s; it is asked again for some minutes", self.url, path, trouble.what)
             wait = min(max(self.wait * 2**attempt, trouble.wait), LONGEST_WAIT)
             if not trouble.again or attempt == retries or self.hurry.wait(wait):
                 break
@@ -91,6 +101,31 @@ class Endpoint:
             start = data[:80].decode(errors="replace")
             cure = "give the address of the API itself, which usually ends in /v1"
             raise _Trouble(f"answers {kind}, not JSON: {start!r}", cure) from None
+
+
+def served_model(endpoint: Endpoint, wanted: str | None) -> tuple[str, int | None]:
+    """(the model's name, how many tokens it holds if the server says so).
+
+    wanted: the name to ask for; None takes the only one that is served. Raises EvaluationError when it is not served.
+    """
+    listed = endpoint.get("/models")
+    try:
+        cards = {card["id"]: card for card in listed["data"]}
+    except (TypeError, KeyError):
+        raise odd_answer(endpoint, listed, None) from None
+    if wanted is None and len(cards) == 1:
+        (wanted,) = cards
+    if wanted is None or wanted not in cards:
+        what = f"serves {', '.join(map(repr, cards)) or 'nothing'}, asked for is {wanted!r}"
+        cure = "serve it with `equivox serve --model DIR [--adapter DIR]`, or name one with --served-model"
+        raise EvaluationError(f"{endpoint.url} {what}", field="served-model", cure=cure)
+    return wanted, cards[wanted].get("max_model_len")
+
+
+def odd_answer(endpoint: Endpoint, answer: Any, row: str | None) -> EvaluationError:
+    """The error that an answer is none of the OpenAI API."""
+    what = f"{endpoint.url} answers what the OpenAI API does not: {str(answer)[:120]!r}"
+    return EvaluationError(what, row=row, field="url", cure="give the address of an OpenAI-compatible server")
 
 
 def _refusal(error: urllib.error.HTTPError) -> _Trouble:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import sys
@@ -13,6 +14,7 @@ from launch import serve
 from launch.engines import served_name
 from reasoning.errors import ConfigError, ModelError
 from reasoning.models.loading import add_adapter, load_model, record_base
+from reasoning.rollouts.worker_extension import FOLDER_VARIABLE
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,44 @@ def test_a_taken_port_is_refused_before_anything_is_loaded(monkeypatch, tmp_path
             serve.main(["--model", str(tmp_path / "nothing"), "--port", port])
 
 
+@pytest.fixture
+def rollouts(monkeypatch, untrained_checkpoint, tmp_path):
+    """The arguments of a server for training, prepared; the environment is put back afterwards."""
+    monkeypatch.setenv(FOLDER_VARIABLE, "")
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "0")
+
+    def prepare(*options):
+        line = ["--model", str(untrained_checkpoint), "--rollouts", str(tmp_path / "in" / "folder"), *options]
+        args, _ = serve.parser().parse_known_args(line)
+        serve.prepare_rollouts(args)
+        return args
+
+    return prepare
+
+
+def test_a_server_for_training_takes_weights_from_a_folder_of_this_user_alone(rollouts, tmp_path):
+    args = rollouts()
+    folder = tmp_path / "in" / "folder"
+    assert os.environ[FOLDER_VARIABLE] == str(folder)
+    assert os.environ["VLLM_SERVER_DEV_MODE"] == "1"
+    assert folder.stat().st_mode & 0o077 == 0
+    line = serve.vllm_command(args, args.model, [], eager=True)
+    assert option(line, "--worker-extension-cls") == "reasoning.rollouts.worker_extension.WeightReceiver"
+    assert "--worker-extension-cls" not in command(args.model)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org"])
+def test_a_server_for_training_listens_to_no_other_machine(rollouts, host):
+    with pytest.raises(ConfigError, match=rf"--host: is {host}, but with --rollouts whoever reaches"):
+        rollouts("--host", host)
+    assert rollouts("--host", "::1").host == "::1"
+
+
+def test_a_server_for_training_starts_from_the_base(rollouts, adapter):
+    with pytest.raises(ConfigError, match="--adapter: cannot be served with --rollouts"):
+        rollouts("--adapter", str(adapter))
+
+
 def test_without_vllm_the_cure_is_named(monkeypatch):
     monkeypatch.setattr("reasoning.inference.local_vllm.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="vLLM is not installed"):
@@ -76,7 +116,7 @@ def test_without_vllm_the_cure_is_named(monkeypatch):
 @pytest.mark.slow
 def test_a_served_model_has_the_name_of_its_weights_and_is_not_heard_of_elsewhere(vllm_server, trained_checkpoint):
     assert vllm_server.model == served_name(trained_checkpoint.model, None)
-    port = int(vllm_server.url.rsplit(":", 1)[1].partition("/")[0])
+    port = vllm_server.port
     listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     assert f"0100007F:{port:04X}" in listening  # 127.0.0.1, as the kernel writes it
     assert f"00000000:{port:04X}" not in listening

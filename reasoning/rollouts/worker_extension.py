@@ -1,0 +1,119 @@
+"""What `equivox serve --rollouts FOLDER` mixes into vLLM's worker, so that a server takes weights while it runs.
+
+Files are safetensors, which are data: nothing is unpickled. They come from one folder, named when the server is started
+and by nobody who asks it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from reasoning.errors import EquivoxError, ModelError
+from reasoning.rollouts.receiving import checksum, receive
+
+FOLDER_VARIABLE = "EQUIVOX_ROLLOUTS"
+"""Environment variable of the server: the one folder that weights are read from."""
+
+INCOMPLETE = "incomplete"
+"""Held where a load failed in its middle."""
+
+
+class TensorFiles(Mapping[str, Tensor]):
+    """Name -> tensor in safetensors files, read when it is asked for. Raises ModelError on a file that is none."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._file: dict[str, Any] = {}
+        for path in files:
+            try:
+                file = safe_open(path, "pt")
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"cannot be read: {error}", row=str(path)) from None
+            self._file |= dict.fromkeys(file.keys(), file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Without reading the tensor."""
+        return tuple(self._file[name].get_slice(name).get_shape())
+
+
+class WeightReceiver:
+    """Methods that vLLM's worker gets beside its own; `/collective_rpc` calls them by name."""
+
+    model_runner: Any
+    vllm_config: Any
+
+    held_checksum: str | None = None
+    replaced_names: frozenset[str] = frozenset()
+
+    def report_weights(self) -> dict[str, str | None]:
+        """folder: where weights are read from. held: checksum of the last ones, None for the checkpoint's. dtype."""
+        dtype = str(self.model_runner.model_config.dtype).removeprefix("torch.")
+        return {"folder": os.environ[FOLDER_VARIABLE], "held": self.held_checksum, "dtype": dtype}
+
+    def receive_files(self, files: list[str], expected: str) -> dict[str, str]:
+        """Replace weights by the tensors in `files` of the watched folder; the others are the checkpoint's again.
+
+        expected: their `checksum`. Returns {"checksum": of what arrived} or, as an exception would not reach whoever
+        asked with its words, {"refused": why, "cure": what mends it}.
+        """
+        try:
+            sent = TensorFiles(watched(Path(os.environ[FOLDER_VARIABLE]), files))
+            stored = TensorFiles(sorted(Path(self.model_runner.model_config.model).glob("*.safetensors")))
+            refuse_misfits(sent, stored)
+            arrived = checksum(sent)
+            if arrived != expected:
+                raise ModelError(f"arrived with checksum {arrived}, sent was {expected}", row=files[0])
+            again = {name: stored[name] for name in self.replaced_names - sent.keys()}
+            self.replaced_names |= sent.keys()
+            self.held_checksum = INCOMPLETE
+            from vllm.config import set_current_vllm_config  # pyright: ignore[reportMissingImports]
+
+            with set_current_vllm_config(self.vllm_config):
+                receive(self, ChainMap(cast(Any, sent), again))
+            self.held_checksum, self.replaced_names = arrived, frozenset(sent)
+        except EquivoxError as error:
+            return {"refused": str(error), "cure": error.cure or "see the server's log"}
+        except Exception as error:
+            what = f"failed with {type(error).__name__}: {error}"
+            return {"refused": what, "cure": "restart the server, whose weights are no longer whole"}
+        return {"checksum": arrived}
+
+
+def watched(folder: Path, files: list[str]) -> list[Path]:
+    """Where `files` lie in `folder`. Raises ModelError unless each is a plain file right inside it."""
+    paths = [folder / name for name in files]
+    for name, path in zip(files, paths, strict=True):
+        if Path(name).name != name or path.resolve().parent != folder.resolve() or not path.is_file():
+            raise ModelError(
+                f"is no file in {folder}, the only folder that this server reads weights from",
+                row=name,
+                field="rollouts",
+                cure="name the same folder for the training and for `equivox serve --rollouts`",
+            )
+    return paths
+
+
+def refuse_misfits(sent: TensorFiles, stored: TensorFiles) -> None:
+    """Raise ModelError naming the first tensor that the served checkpoint does not have, or has in another shape."""
+    cure = "serve the checkpoint that is trained: `equivox serve --model DIR --rollouts FOLDER`"
+    for name in sent:
+        if name not in stored:
+            raise ModelError("is no weight of the served checkpoint", row=name, field="weights", cure=cure)
+        if sent.shape(name) != stored.shape(name):
+            what = f"has shape {sent.shape(name)}, in the served checkpoint it has {stored.shape(name)}"
+            raise ModelError(what, row=name, field="weights", cure=cure)
