@@ -91,7 +91,7 @@ def test_a_server_that_ignores_what_exactness_needs_gets_no_label_readout(exact,
 def test_a_server_of_another_checkpoint_is_refused_by_its_prompt(exact, tones, reference_server):
     reference_server.processor.chat_template = reference_server.processor.chat_template.replace("user", "User")
     reference_server.processor.chat_template = "Hello. " + reference_server.processor.chat_template
-    with pytest.raises(EvaluationError, match=rf"\[{tones.requests[0].id}\] prompt: .* prompt tokens where"):
+    with pytest.raises(ModelError, match=rf"\[{tones.requests[0].id}\] prompt: .* prompt tokens where"):
         list(exact.generate(tones.requests[:1], max_new_tokens=4))
 
 
