@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from reasoning.errors import ConfigError
+from reasoning.files import whole_lines
 
 CONFIG, METRICS, ADAPTER = "config.yaml", "metrics.jsonl", "adapter_model.safetensors"
 RECENT = 20
@@ -118,13 +119,7 @@ def read_run(folder: Path) -> Run:
 
 def metric_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file; a last one that is being written, or was when the run died, is left out."""
-    lines = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in lines if isinstance(line, dict) and "step" in line]
+    return [json.loads(line) for line in whole_lines(path)] if path.is_file() else []
 
 
 def newest_rollout(folder: Path) -> tuple[int | None, list[dict[str, Any]]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from trl import GRPOConfig
 
 from data_builders.rows import read_corpus
 from launch.arguments import DataArguments
-from launch.training import check_ranks, training_rows
+from launch.training import check_ranks, check_saving, training_rows
 from reasoning.errors import ConfigError
 
 
@@ -36,6 +37,60 @@ def test_a_rank_that_believes_it_is_alone_is_stopped(monkeypatch):
     check_ranks(SimpleNamespace(world_size=2))
     with pytest.raises(ConfigError, match=r"2 ranks were launched, but this one sees 1\. To mend: set use_cpu: true"):
         check_ranks(SimpleNamespace(world_size=1))
+
+
+UNEVEN = {"gradient_accumulation_steps": 4, "steps_per_generation": 6}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_iterations": 2, "save_steps": 7}, r"save after step 7, .*\(one serves 4 micro-steps.*takes 2\)"),
+        ({"num_iterations": 2, "save_steps": 7}, "To mend: set it to 6 or 8"),
+        ({"steps_per_generation": 6, "save_steps": 4}, "save after step 4, .*set it to 3 or 6"),
+        ({"steps_per_generation": 6, "save_steps": 1}, "To mend: set it to 3$"),
+        ({"steps_per_generation": 8, "num_iterations": 3, "save_steps": 0.3, "max_steps": 30}, "0.3, .*12$"),
+        ({**UNEVEN, "save_steps": 4, "max_steps": 48}, "step 4, .*3 or 6"),
+        # The first epoch ends with half a step, so the rollouts of the second begin elsewhere: 51 would be in one.
+        ({**UNEVEN, "save_steps": 3, "max_steps": 60}, "step 51, .*set it to 12$"),
+        ({"num_iterations": 2, "enable_jit_checkpoint": True, "save_steps": 6}, "enable_jit_checkpoint: would save"),
+    ],
+)
+def test_a_save_that_would_cut_a_rollout_is_refused_with_the_nearest_that_do_not(tmp_path, changes, says):
+    with pytest.raises(ConfigError, match=says):
+        check_saving(grpo_config(tmp_path, **changes), 400)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"save_steps": 1},
+        {"save_steps": 7, "steps_per_generation": 1},
+        {"num_iterations": 2, "save_steps": 6},
+        {"num_iterations": 2, "save_steps": 500},
+        {"num_iterations": 2, "save_steps": 7, "save_strategy": "epoch"},
+        {"num_iterations": 2, "save_steps": 7, "save_strategy": "no"},
+        {"steps_per_generation": 6, "save_steps": 0.25, "max_steps": 24},
+        {"enable_jit_checkpoint": True},
+    ],
+)
+def test_a_save_between_two_rollouts_at_the_end_or_never_is_allowed(tmp_path, changes):
+    check_saving(grpo_config(tmp_path, **changes), 400)
+
+
+def test_fewer_clips_than_one_rollout_takes_are_refused(tmp_path):
+    check_saving(grpo_config(tmp_path), 4)
+    with pytest.raises(
+        ConfigError, match="generation_batch_size: 3 training clips are fewer than the 4 of one rollout"
+    ):
+        check_saving(grpo_config(tmp_path), 3)
+
+
+def grpo_config(folder, **changes) -> GRPOConfig:
+    """One rollout of 4 clips an optimizer step of 2 micro-steps, unless changed."""
+    options = {"num_generations": 4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
+               "max_steps": 60, "use_cpu": True, "bf16": False}  # fmt: skip
+    return GRPOConfig(str(folder), **options | changes)
 
 
 def test_a_misspelt_option_is_named_before_any_value_is_judged():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from reasoning.errors import StorageError
-from reasoning.files import drop_unfinished_line, whole_lines, write_atomic
+from reasoning.files import disk_problem, drop_unfinished_line, whole_lines, write_atomic
 
 
 def test_text_and_bytes_arrive_whole_in_folders_that_did_not_exist(tmp_path):
@@ -48,3 +50,44 @@ def test_a_file_without_a_finished_line_has_none(tmp_path):
         assert whole_lines(path) == []
         drop_unfinished_line(path)
         assert path.read_bytes() == b""
+
+
+REFUSING = """
+import os, resource, sys
+import numpy as np, pandas as pd, torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
+from reasoning.files import disk_problem
+
+os.chdir(sys.argv[1])
+vocabulary = {f"token {i}": i for i in range(2000)}
+writers = [
+    lambda: open("a.json", "w").write("x" * 100_000),
+    lambda: pd.DataFrame({"x": np.random.rand(10_000)}).to_parquet("a.parquet"),
+    lambda: save_file({"x": torch.zeros(50_000)}, "a.safetensors"),
+    lambda: torch.save(torch.zeros(50_000), "a.pt"),
+    lambda: Tokenizer(models.WordLevel(vocabulary)).save("tokenizer.json"),
+]
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+for write in writers:
+    try:
+        write()
+        print("written")
+    except Exception as error:
+        print(disk_problem(error))
+"""
+
+
+def test_a_refusing_disk_is_recognised_in_what_every_library_raises_that_writes_a_checkpoint(tmp_path):
+    """The kernel refuses to let any file grow beyond 20 kB."""
+    run = subprocess.run([sys.executable, "-c", REFUSING, tmp_path], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [
+        "File too large", "File too large", "File too large", "torch could not write all of a file", "File too large",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA out of memory"), FileNotFoundError(2, "No such file"), ValueError("(os error 2)")]
+)
+def test_other_errors_are_not_the_disks(error):
+    assert disk_problem(error) is None

@@ -15,6 +15,7 @@ SEAMS = {
     (DPOTrainer, "_prepare_dataset"): ["self", "dataset", "processing_class", "args", "dataset_name"],
     (DPOTrainer, "_compute_loss"): ["self", "model", "inputs", "return_outputs"],
     (DPOTrainer, "_save"): ["self", "output_dir", "state_dict"],
+    (GRPOTrainer, "_get_train_sampler"): ["self", "dataset"],
     (GRPOTrainer, "_tokenize_prompts"): ["self", "prompts"],
     (GRPOTrainer, "_generate_single_turn"): [
         "self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images",
@@ -47,6 +48,7 @@ def test_an_overridden_method_still_takes_what_we_pass(seam, expected):
         ("_generate", "self._tokenize_prompts(prompts)", "prompts come from our prompter"),
         ("_generate_and_score_completions", "self._calculate_rewards(", "group spread is read there"),
         ("_prepare_inputs", "split_tensor_dict(generation_batch", "what each sample carries is split with it"),
+        ("_get_train_sampler", "RepeatSampler( data_source=dataset", "its generator and seed give an epoch's order"),
     ],
 )  # fmt: skip
 def test_trl_still_does_inside_what_the_override_relies_on(method, text, why):
