@@ -28,7 +28,7 @@ from reasoning.training.collate import IGNORE, AnswerCollator
 from reasoning.training.objective import vote_kl_nats
 
 SHARED = EmotionSet(("sad", "sadness", "fear", "fearful", "neutral", "happy"))
-"""In the small tokenizer and in SmolLM2's, some of these begin with the same token, and two are another's beginning."""
+"""The small tokenizer begins some of these with the same token, and two of them begin another."""
 
 WORDS = ("sad", "sadness", "anger", "angry", "angst", "happy", "happiness", "fear", "fearful", "disgust", "neutral")
 NAMES = st.one_of(st.sampled_from(WORDS), st.text("abs", min_size=1, max_size=5))
@@ -69,6 +69,11 @@ def test_labels_are_scored_by_first_tokens_where_these_differ_and_else_up_to_the
     else:
         assert trie.paths == tuple(lines)
         assert [tokenizer.decode(p) for p in trie.paths] == [f" {n}\n" for n in emotions.names]
+        # A server is sent text: what a step stands on must come back as the same tokens.
+        before = tokenizer.encode(ANSWER_PREFIX, add_special_tokens=False)
+        for step in trie.steps:
+            text = ANSWER_PREFIX + tokenizer.decode(list(step.prefix))
+            assert tokenizer.encode(text, add_special_tokens=False) == [*before, *step.prefix]
     for one, other in itertools.permutations(trie.paths, 2):
         assert other[: len(one)] != one
 
