@@ -32,7 +32,7 @@ main() {
 
     # Untrained, the model writes no answers: only its label readout is worth the wait.
     run="$runs"
-    evaluate base --readouts label
+    evaluate base label
     for seed in $seeds; do
         run="$runs/seed$seed"
         reinforce=(--level think --speakers 0.7:1 --adapter "$run/think" --max_completion_length 320 --kl_weight 0
@@ -68,15 +68,15 @@ train() { # NAME COMMAND OPTIONS...: one stage of training with this seed, then 
         --fold "$fold" --seed "$seed" ${short[@]+"${short[@]}"} ${smaller[@]+"${smaller[@]}"} "$@" \
         --output_dir "$run/$name"
     [[ " $* " != *" --level think "* ]] || asked=(--level think --max-new-tokens 320)
-    evaluate "$name@$seed" --adapter "$run/$name" ${asked[@]+"${asked[@]}"}
+    evaluate "$name@$seed" label,verbalized --adapter "$run/$name" ${asked[@]+"${asked[@]}"}
 }
 
-evaluate() { # SYSTEM OPTIONS...: the fold's held-out speakers, heard by one system
-    local system="$1" out="$run/eval_${1%@*}"
-    shift
+evaluate() { # SYSTEM READOUTS OPTIONS...: the fold's held-out speakers, heard by one system
+    local system="$1" readouts="$2" out="$run/eval_${1%@*}"
+    shift 2
     stage "Evaluation of $system on speakers never trained on" "$out" \
         equivox evaluate --model "$model" "$@" --data "$data" --fold "$fold" --name "$system" --out "$out" \
-        --controls none --dev-readouts none --no-probe ${some[@]+"${some[@]}"}
+        --readouts "$readouts" --controls none --dev-readouts none --no-probe ${some[@]+"${some[@]}"}
     evaluations+=("$out") # in the order of training: a stage is compared with the one before it
 }
 

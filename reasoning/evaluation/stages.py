@@ -121,13 +121,13 @@ def _stage(
 
 
 def _scores(lines: Sequence[Prediction], readout: str, told: Told) -> dict[str, Array]:
-    """name -> (N,) of one seed. verbalized: closeness, whether it can be read, tokens, and the Voice line's truth."""
+    """name -> (N,) of one seed. Of what is written: closeness, whether it can be read, tokens, and the Voice line's truth."""
     k = len(lines[0].votes)
     failed = np.array([line.probabilities is None for line in lines])
     probs = [line.probabilities or (1 / k,) * k for line in lines]
     found = per_clip([line.votes for line in lines], probs, failed)
     scores = {key: found[key] for key in JUDGED}
-    if readout != "verbalized":
+    if readout in ("label", "none"):
         return scores
     texts = [line.text or "" for line in lines]
     scores |= {"closeness": 1 - found["jsd_bits"], "parsed": (~failed).astype(float)}
