@@ -1,8 +1,8 @@
 """python benchmarks/train_step.py --model models/seed --data data/crema_d [--device cuda] [--repeats 5]
 
 What each way of saving time in a training step is worth: each is timed in turn with the plain way, in one run on the
-same clips, and reported as a ratio, because machines are noisy. Writes benchmarks/results/train_step.json and
-docs/benchmarks.md.
+same clips, and reported as a ratio, because machines are noisy. Writes benchmarks/results/train_step.json and its
+section of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from data_builders.rows import read_corpus, split_clips
-from reasoning.files import write_atomic
+from reasoning.files import replace_section, write_atomic
 from reasoning.models.answer_head import Completions, add_answer_head
 from reasoning.models.loading import Loaded, add_adapter, load_model
 from reasoning.models.memory import batch_heard, mel_frames
@@ -66,7 +66,7 @@ def backward(loaded: Loaded, inputs: dict[str, Any], bf16: bool) -> None:
 
 def with_attention(loaded: Loaded, inputs: dict[str, Any], kind: str) -> None:
     """`backward` in bfloat16 with one of transformers' attention implementations."""
-    usual = loaded.base.config._attn_implementation
+    usual: Any = loaded.base.config._attn_implementation
     loaded.base.set_attn_implementation(kind)
     backward(loaded, inputs, True)
     loaded.base.set_attn_implementation(usual)
@@ -150,15 +150,15 @@ def main() -> None:
         print(f"{name}: {results[name]['ratio']:.2f}x")
     record = {"environment": environment(), "device": args.device, "threads": torch.get_num_threads()}
     write_atomic(RESULTS, json.dumps({**record, "repeats": args.repeats, "results": results}, indent=1) + "\n")
-    write_atomic(DOCUMENT, document({**record, "repeats": args.repeats}, results))
+    replace_section(DOCUMENT, "train step", section({**record, "repeats": args.repeats}, results))
 
 
-def document(record: dict[str, Any], results: dict[str, dict[str, float]]) -> str:
-    """docs/benchmarks.md."""
+def section(record: dict[str, Any], results: dict[str, dict[str, float]]) -> str:
+    """The record as docs/benchmarks.md shows it."""
     versions = record["environment"]["versions"]
     lines = [
-        "# Benchmarks", "", "    python benchmarks/train_step.py --model models/seed --data data/crema_d", "",
-        f"timed both ways in turn, {record['repeats']} pairs after a warm-up, on {record['device']} with "
+        "    python benchmarks/train_step.py --model models/seed --data data/crema_d", "",
+        f"Timed both ways in turn, {record['repeats']} pairs after a warm-up, on {record['device']} with "
         f"torch.get_num_threads() {record['threads']}, torch {versions['torch']}, "
         f"transformers {versions['transformers']}. "
         "Read the ratio: the seconds are medians on a shared machine. Higher is better for the second way.", "",
@@ -169,7 +169,6 @@ def document(record: dict[str, Any], results: dict[str, dict[str, float]]) -> st
         lines.append(f"| {name} | {r['plain_s']:.2f} | {r['ours_s']:.2f} | {span} |")
     if record["device"] == "cpu":
         lines += ["", "No figure here was taken on a GPU; `--device cuda` runs the same script there."]
-    lines.append("")
     return "\n".join(lines)
 
 

@@ -42,6 +42,22 @@ def drop_unfinished_line(path: Path) -> None:
         os.truncate(path, path.stat().st_size - unfinished)
 
 
+def replace_section(path: Path, name: str, text: str) -> None:
+    """Replace what stands in a markdown file between `<!-- NAME -->` and the next `<!-- end -->`; the rest stays.
+
+    Raises StorageError naming the file where there is no such pair.
+    """
+    begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise StorageError(
+            f"has no section between {begin.strip()} and {end}", row=str(path), cure="put the pair there"
+        )
+    body = text.strip("\n")
+    write_atomic(path, f"{before}{begin}\n{body}\n\n{end}{after}")
+
+
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from reasoning.errors import StorageError
-from reasoning.files import disk_problem, drop_unfinished_line, whole_lines, write_atomic
+from reasoning.files import disk_problem, drop_unfinished_line, replace_section, whole_lines, write_atomic
 
 
 def test_text_and_bytes_arrive_whole_in_folders_that_did_not_exist(tmp_path):
@@ -50,6 +50,20 @@ def test_a_file_without_a_finished_line_has_none(tmp_path):
         assert whole_lines(path) == []
         drop_unfinished_line(path)
         assert path.read_bytes() == b""
+
+
+def test_a_section_is_replaced_between_its_own_marks_and_nothing_else_changes(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A\n\n<!-- a -->\nold\n<!-- end -->\n\n<!-- b -->\nkept\n<!-- end -->\nlast\n")
+    replace_section(page, "a", "| new |\n")
+    replace_section(page, "a", "| newer |")
+    assert page.read_text() == (
+        "# A\n\n<!-- a -->\n\n| newer |\n\n<!-- end -->\n\n<!-- b -->\nkept\n<!-- end -->\nlast\n"
+    )
+    before = page.read_text()
+    with pytest.raises(StorageError, match=r"page\.md\] has no section between <!-- c --> and <!-- end -->"):
+        replace_section(page, "c", "text")
+    assert page.read_text() == before
 
 
 REFUSING = """
