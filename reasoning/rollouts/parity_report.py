@@ -68,10 +68,10 @@ class Parity:
                 "  ".join([*(cell.ljust(w) for cell, w in zip(row[:3], widths, strict=True)), row[3]]).rstrip()
             )
         if self.worst:
-            lines += ["", "widest gaps, nats"]
+            lines += ["", "widest gaps"]
             for t in self.worst:
-                where = f"{t.token!r} after {t.context!r} ({t.row}, {t.audio})"
-                lines.append(f"  trainer {t.trainer:8.4f}  rollouts {t.rollouts:8.4f}  {where}")
+                gap = f"{abs(t.trainer - t.rollouts):.1e} nats: trainer {t.trainer:.4f}, rollouts {t.rollouts:.4f}"
+                lines.append(f"  {gap}  {t.token!r} after {t.context!r} ({t.row}, {t.audio})")
         return "\n".join(lines)
 
     def require(self) -> None:
