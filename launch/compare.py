@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     told = Told(
         corpus.info.emotions,
         token_counter(records[0].model),
+        frozenset(record.system for record in records if record.level == "think"),
         *cues_of(corpus, args.data, records),
         minutes_of(records),
     )

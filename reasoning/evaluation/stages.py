@@ -34,12 +34,13 @@ REFERENCES = ("training_prior", "linear_probe")
 
 @dataclass(frozen=True)
 class Told:
-    """What predictions do not hold. tokens: of a written answer. levels: clip id -> measured cues; empty without
-    thinking to judge. donors: clip id -> the clip whose cues stand for swapped sound. minutes: `NAME@SEED` -> minutes
-    that its own training took."""
+    """What predictions do not hold. tokens: of a written answer. thinks: systems that were asked to think.
+    levels: clip id -> measured cues, to hold their thinking against. donors: clip id -> the clip whose cues stand for
+    swapped sound. minutes: system -> minutes that its own training took. Systems are called `NAME@SEED`."""
 
     emotions: EmotionSet
     tokens: Callable[[str], int]
+    thinks: frozenset[str]
     levels: Mapping[str, Levels]
     donors: Mapping[str, str]
     minutes: Mapping[str, float]
@@ -133,7 +134,7 @@ def _scores(lines: Sequence[Prediction], readout: str, told: Told) -> dict[str, 
     scores |= {"closeness": 1 - found["jsd_bits"], "parsed": (~failed).astype(float)}
     scores["tokens"] = np.array([float(told.tokens(text)) for text in texts])
     readings = [read_response(text, told.emotions) for text in texts]
-    if told.levels and any(reading.thinking for reading in readings):
+    if lines[0].system in told.thinks:
         for key, whose in (
             ("grounding", [c.id for c in lines]),
             ("grounding_swapped", [told.donors[c.id] for c in lines]),

@@ -26,6 +26,7 @@ HIGH, LOW = dict.fromkeys(CUES, 2), dict.fromkeys(CUES, -2)
 TOLD = Told(
     CREMA_D,
     tokens=len,
+    thinks=frozenset({"a@1", "a@2"}),
     levels={f"c{i}": HIGH if i % 2 else LOW for i in range(N)},
     donors={f"c{i}": f"c{(i + 1) % N}" for i in range(N)},
     minutes={"a@1": 2.0, "a@2": 4.0},
@@ -122,10 +123,14 @@ def test_written_answers_have_closeness_parse_rate_tokens_and_grounding_for_thei
     assert metrics["grounding_swapped"]["estimate"] == 0, "every other clip is the other way round"
 
 
-def test_answers_without_thinking_have_no_grounding():
-    texts = [write_response(s.tolist(), "sad", CREMA_D) for s in normalize_votes(VOTES)]
-    metrics = compare_stages(lines("a@1", normalize_votes(VOTES), "verbalized", texts), TOLD)["stages"][0]["metrics"]
-    assert "grounding" not in metrics
+def test_only_systems_that_were_asked_to_think_have_grounding_and_not_thinking_then_earns_nothing():
+    shares = normalize_votes(VOTES)
+    silent = [write_response(s.tolist(), "sad", CREMA_D) for s in shares]
+    thought = [answer(i, "very high" if i % 2 else "very low") for i in range(N)]
+    rows = [*lines("a@1", shares, "verbalized", thought), *lines("a@2", shares, "verbalized", silent)]
+    stages = compare_stages([*rows, *lines("b@1", shares, "verbalized", silent)], TOLD)["stages"]
+    assert stages[0]["metrics"]["grounding"]["seeds"] == [1, 0]
+    assert "grounding" not in stages[1]["metrics"]
 
 
 def test_baselines_stand_first_and_are_compared_with_nothing():

@@ -256,6 +256,23 @@ def test_the_vote_kl_is_taken_at_the_policys_own_slots(make, traces):
     assert t._compute_loss(t.model, moved).item() != pytest.approx(kl, rel=1e-3)
 
 
+@pytest.mark.parametrize("level", ["token_truncate", "sequence_mask"])
+def test_where_an_engine_samples_the_reference_has_no_correction_for_what_the_engine_said(
+    make, traces, monkeypatch, level
+):
+    def drawn(self, prompt_ids, *args, **kwargs):
+        ids = [[*self._prompter.encode("<answer>Vote: sad\n"), self._prompter.eos_id] for _ in prompt_ids]
+        return ids, [[-3.0] * len(row) for row in ids]
+
+    build, rows = make
+    monkeypatch.setattr(AudioGRPOTrainer, "_generate_single_turn", drawn)
+    t = build({rows[0]["id"]: traces[rows[0]["id"]]}, grpo={"vllm_importance_sampling_mode": level})
+    t.use_vllm, t.vllm_importance_sampling_correction = True, True
+    ratio = rollout(t, rows, clips=1)["importance_sampling_ratio"]
+    assert (ratio[3] == 1).all()
+    assert (ratio[:3, 0] != 1).all()
+
+
 def test_a_reference_longer_than_an_answer_may_be_is_refused_by_name(make, traces):
     build, rows = make
     with pytest.raises(RowError, match=rf"{rows[0]['id']}.*over max_completion_length 40"):
