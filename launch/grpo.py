@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cli import run
+from launch.rollouts import RolloutArguments, check_vllm, open_rollouts
 from reasoning.errors import ConfigError
 
 
@@ -58,25 +59,31 @@ class RewardArguments:
 
 
 def main(argv: list[str] | None = None) -> int:
+    about = str(__doc__).split("\n\n", 1)[1]
+    train(*read_options(argv, "equivox grpo", about))
+    return 0
+
+
+def read_options(argv: list[str] | None, command: str, about: str) -> tuple[Any, ...]:
+    """(data, model, reward, rollout, args), checked, as `equivox grpo` and `equivox preflight` take them."""
     from trl import GRPOConfig
 
     from launch.arguments import DataArguments, ModelArguments, parse
 
-    about = str(__doc__).split("\n\n", 1)[1]
-    data, model, reward, args = parse(
-        (DataArguments, ModelArguments, RewardArguments, GRPOConfig), argv, "equivox grpo", about
-    )
-    train(data, model, reward, args)
-    return 0
+    kinds = (DataArguments, ModelArguments, RewardArguments, RolloutArguments, GRPOConfig)
+    options = parse(kinds, argv, command, about)
+    check_vllm(options[-1], options[-2])
+    return options
 
 
-def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
+def train(data: Any, model: Any, reward: RewardArguments, rollout: RolloutArguments, args: Any) -> None:
     """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
     from launch.grounding import check_thinking, gold_of, with_cue_levels
     from launch.training import check_grpo, check_saving, load_for_training, open_run, training_rows
     from reasoning.models.prompter import Prompter
     from reasoning.training.gold import GoldGRPOTrainer
     from reasoning.training.grpo import AudioGRPOTrainer
+    from reasoning.training.parity_gate import ParityGate
     from reasoning.training.rewarding import asked_columns
     from reasoning.training.run_folder import RunRecorder, run_to_end
     from rewards.loading import load_rewards
@@ -92,9 +99,10 @@ def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
     gold = gold_of(rows, corpus, data.level, reward.gold_traces)
     for function in functions:
         asked_columns(function, rows[0].keys())
-    if not open_run(args, data, model, reward):
+    if not open_run(args, data, model, reward, rollout):
         return
     loaded = load_for_training(model, args)
+    rollouts = open_rollouts(loaded, rollout, args)
     trainer_class, extra = AudioGRPOTrainer, {}
     if gold is not None:
         trainer_class, extra = GoldGRPOTrainer, {"gold": gold, "share_digits": reward.share_digits}
@@ -108,11 +116,17 @@ def train(data: Any, model: Any, reward: RewardArguments, args: Any) -> None:
         kl_weight=reward.kl_weight,
         min_reward_spread=reward.min_reward_spread,
         agreement_weight=reward.agreement_weight,
+        rollouts=rollouts,
         args=args,
         callbacks=[RunRecorder(folder, loaded)],
         **extra,
     )
+    if rollouts is not None:
+        trained = model.adapter is not None
+        trainer.add_callback(ParityGate(trainer, rows, every=rollout.parity_every, trained=trained))
     run_to_end(trainer, folder, loaded)
+    if rollouts is not None:
+        rollouts.close()
     if trainer.is_world_process_zero():
         print(f"adapter in {folder}; next: equivox evaluate --adapter {folder}")
 

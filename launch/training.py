@@ -141,10 +141,6 @@ def check_ranks(args: Any) -> None:
 
 def check_grpo(args: Any, n_rewards: int) -> None:
     """Raise ConfigError on GRPO options that would not do what they say here."""
-    if args.use_vllm:
-        raise ConfigError(
-            "rollouts from vLLM are not supported yet: TRL would generate without the audio", field="use_vllm"
-        )
     if args.reward_weights is not None and len(args.reward_weights) != n_rewards:
         raise ConfigError(f"has {len(args.reward_weights)} weights for {n_rewards} rewards", field="reward_weights")
     if args.gradient_checkpointing:

@@ -87,18 +87,23 @@ def mel_frames(feature_extractor: Any, sources: Sequence[tuple[AudioSource, str]
     """(mel (B, bins, padded frames), valid frames a clip). Raises AudioError on a clip longer than is padded to."""
     samples = [read_audio(s, row=n) if isinstance(s, Path) else s for s, n in sources]
     for wave, (_, name) in zip(samples, sources, strict=True):
-        if len(wave) > feature_extractor.n_samples:
-            raise AudioError(
-                f"lasts {len(wave) / SAMPLE_RATE:.1f} s; the model hears at most "
-                f"{feature_extractor.n_samples / SAMPLE_RATE:.0f} s, and Equivox never truncates audio",
-                row=name,
-                field="audio",
-                cure="leave this clip out or cut it into utterances",
-            )
+        refuse_unheard(len(wave) / SAMPLE_RATE, feature_extractor, name)
     out = feature_extractor(
         samples, sampling_rate=SAMPLE_RATE, return_attention_mask=True, padding="max_length", return_tensors="pt"
     )
     return out["input_features"], out["attention_mask"].sum(-1).tolist()
+
+
+def refuse_unheard(seconds: float, feature_extractor: Any, row: str) -> None:
+    """Raise AudioError when a clip is longer than the model hears."""
+    if seconds * SAMPLE_RATE > feature_extractor.n_samples:
+        raise AudioError(
+            f"lasts {seconds:.1f} s; the model hears at most {feature_extractor.n_samples / SAMPLE_RATE:.0f} s, and "
+            "Equivox never truncates audio",
+            row=row,
+            field="audio",
+            cure="leave this clip out or cut it into utterances",
+        )
 
 
 def accept_encoded(tower: nn.Module) -> None:

@@ -2,17 +2,20 @@
 
 TRL 1.16 generates with what its processor returns and then computes log-probabilities without audio, silently. Here
 each sample carries its clip's row, and every forward fetches that clip's features from the encode-once memory.
+Completions come from a Source (reasoning/rollouts/drawing.py); TRL is kept from starting and syncing a vLLM of its own.
 
-Seams of TRL 1.16 used (contract test: tests/reasoning/training/test_trl_seams.py): `_tokenize_prompts`,
-`_generate_single_turn`, `_get_per_token_logps_and_entropies`, `_calculate_rewards`, `_generate_and_score_completions`
-(its keys `completion_ids`, `completion_mask`, `tool_mask`, `advantages`, `num_items_in_batch`) and `_compute_loss`.
-Beside them `_log_completion_extra` and `_metrics` are written to, and a reward that fails is handled in stopping.py.
+Seams of TRL 1.16 used (contract test: tests/reasoning/training/test_trl_seams.py): `_get_train_sampler`,
+`_tokenize_prompts`, `_generate_single_turn`, `_get_per_token_logps_and_entropies`, `_calculate_rewards`,
+`_generate_and_score_completions` (its keys `completion_ids`, `completion_mask`, `tool_mask`, `advantages`,
+`num_items_in_batch`) and `_compute_loss`. With use_vllm, TRL compares the sampling log-probabilities that
+`_generate_single_turn` returns with the trainer's and weighs the loss by them (vllm_importance_sampling_*). Beside them
+`_log_completion_extra` and `_metrics` are written to, and a reward that fails is handled in stopping.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,21 +27,24 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from reasoning.models.answer_head import Completions, add_answer_head
-from reasoning.models.generating import generate_ids
 from reasoning.models.loading import Loaded
 from reasoning.models.memory import AudioMemory, batch_heard
-from reasoning.models.prompter import Prompter, prompt_batch
+from reasoning.models.prompter import Prompter
 from reasoning.readings import RATES, rates, read_once
 from reasoning.response import Reading
+from reasoning.rollouts.drawing import FromRollouts, FromTransformers, Source, sampling_of
+from reasoning.rollouts.fitting import refuse_unfit
+from reasoning.rollouts.rollouts import Prompt, Rollouts
+from reasoning.rollouts.weights import Touched
 from reasoning.training.objective import vote_kl_nats
 from reasoning.training.rewarding import Guard, agreement_weights
+from reasoning.training.schedule import EpochSampler
 from reasoning.training.stopping import RandomState, rollout_rows, stopped
 
 PER_SAMPLE = ("clip_rows", "slots", "votes", "loud")
 """What each sample carries beside TRL's own keys; shuffled and split with them."""
 
 
-from reasoning.training.schedule import EpochSampler
 class AudioGRPOTrainer(GRPOTrainer):
     """GRPOTrainer that hears.
 
@@ -48,7 +54,10 @@ class AudioGRPOTrainer(GRPOTrainer):
     tokens never carry policy loss: a vote is one listener's and may rightly be sampled. agreement_weight: how much less
     the advantages of a clip count, the less its listeners agree (`rewarding.agreement_weights`); 0 weighs all alike.
 
-    A reward that fails raises RewardError in every rank, after completions, metrics and a checkpoint were saved.
+    rollouts: sample the completions with use_vllm; None where the trainer's model does it itself.
+
+    A clip that does not fit is refused at once (`refuse_unfit`). A reward that fails raises RewardError in every rank,
+    after completions, metrics and a checkpoint were saved.
     """
 
     def __init__(
@@ -63,10 +72,15 @@ class AudioGRPOTrainer(GRPOTrainer):
         kl_weight: float,
         min_reward_spread: float,
         agreement_weight: float = 0.0,
+        rollouts: Rollouts | None = None,
         args: GRPOConfig,
         **kwargs: Any,
     ) -> None:
         args.remove_unused_columns = False
+        limit = loaded.base.config.get_text_config().max_position_embeddings
+        limit = min(limit, rollouts.max_tokens) if rollouts else limit
+        refuse_unfit(rows, prompter, level, int(args.max_completion_length or 0), limit)
+        args.use_vllm = False  # or TRL starts a vLLM of its own
         self._loaded, self._prompter, self._memory, self._level = loaded, prompter, memory, level
         self._kl_weight, self._min_reward_spread = kl_weight, min_reward_spread
         self._agreement_weight = agreement_weight
@@ -83,6 +97,8 @@ class AudioGRPOTrainer(GRPOTrainer):
             **kwargs,
         )
         add_answer_head(loaded.base, prompter.labels)
+        self.use_vllm = args.use_vllm = rollouts is not None
+        self._source = self._source_of(rollouts)
 
     args: GRPOConfig
     model: torch.nn.Module
@@ -93,6 +109,9 @@ class AudioGRPOTrainer(GRPOTrainer):
     def _mean_over_ranks(self, value: Tensor) -> float:
         gathered = self.accelerator.gather(value.detach().reshape(1))
         return float(torch.as_tensor(gathered).mean())
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        return EpochSampler(cast(Any, super()._get_train_sampler(dataset)), lambda: int(self.state.epoch or 0))
 
     # Generation
 
@@ -106,16 +125,32 @@ class AudioGRPOTrainer(GRPOTrainer):
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int, *args: Any
-    ) -> tuple[list[list[int]], None]:
-        """Completions with transformers: each clip's prompt is computed once for all its samples."""
-        rows = [row["row"] for row in self._rows]
-        runs = [len(list(same)) for _, same in groupby(rows)]
-    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
-        return EpochSampler(cast(Any, super()._get_train_sampler(dataset)), lambda: int(self.state.epoch or 0))
+    ) -> tuple[list[list[int]], Any]:
+        """Completions and their log-probabilities as they were drawn, None where they are the trainer's own."""
+        heard = self._hear([row["row"] for row in self._rows])
+        prompts = [
+            Prompt(row["id"], ids, row["transcript"], self._level, Path(row["audio"]), h)
+            for row, ids, h in zip(self._rows, prompt_ids, heard, strict=True)
+        ]
+        drawn = self._source.draw(prompts, self.state.global_step)
+        if isinstance(self._source, FromRollouts) and (synced := self._source.synced) is not None:
+            self._metrics[self._mode()]["sync/bytes"].append(synced.bytes)
+            self._metrics[self._mode()]["sync/seconds"].append(synced.seconds)
+        return drawn
 
-        samples = runs[0] if len(set(runs)) == 1 else 1
-        firsts = list(range(0, len(rows), samples))
-        batch = prompt_batch(self._prompter, [prompt_ids[i] for i in firsts], self._hear([rows[i] for i in firsts]))
+    def _source_of(self, rollouts: Rollouts | None) -> Source:
+        sampling = sampling_of(self.args)
+        if rollouts is None:
+            options = cast(dict[str, Any], self.args.generation_kwargs or {})
+            return FromTransformers(self._loaded, self._prompter, sampling, self._whole_model, options)
+        without = None if rollouts.hears else self._loaded.family.projector
+        tensors = Touched(cast(Any, self._loaded.model), without=without)
+        group = int(self.num_generations or 1)
+        return FromRollouts(rollouts, tensors, sampling, self.accelerator, seed=self.args.seed, group=group)
+
+    @contextmanager
+    def _whole_model(self) -> Iterator[None]:
+        """The model in one piece and ready to generate, wherever its weights lie while it trains."""
         with (
             unwrap_model_for_generation(
                 cast(Any, self.model_wrapped),
@@ -125,20 +160,7 @@ class AudioGRPOTrainer(GRPOTrainer):
             ),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
-            ids = generate_ids(
-                self._loaded,
-                batch,
-                samples=samples,
-                max_new_tokens=int(self.args.max_completion_length or 0),
-                do_sample=True,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                top_k=self.top_k,
-                min_p=self.min_p,
-                repetition_penalty=self.repetition_penalty,
-                **cast(dict[str, Any], self.args.generation_kwargs or {}),
-            )
-        return ids, None
+            yield
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows, self._before_rollout = inputs, RandomState.now()
@@ -163,7 +185,15 @@ class AudioGRPOTrainer(GRPOTrainer):
         output["loud"] = loud
         missing = (slots < 0).float().mean().to(device)
         self._metrics[self._mode()]["slots/missing"].append(self._mean_over_ranks(missing))
+        self._log_gap()
         return output
+
+    def _log_gap(self) -> None:
+        """How far the log-probabilities of sampled tokens are from those they were drawn with, nats (TRL's figures)."""
+        metrics = self._metrics[self._mode()]
+        for name in ("mean", "max"):
+            if found := metrics.get(f"sampling/sampling_logp_difference/{name}"):
+                metrics[f"rollout/gap_{name}"].append(found[-1])
 
     # Rewards and groups
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -30,6 +31,7 @@ CONFIG = str(Path(__file__).parents[3] / "launch" / "configs" / "grpo.yaml")
 MINE = """
 import asyncio
 from pathlib import Path
+from typing import Any
 
 def word_order(completions, votes, id, trainer_state, **columns):
     flag = Path(__file__).with_name("fails_on")
@@ -112,7 +114,7 @@ def trainer(trained_checkpoint, tmp_path):
             "per_device_train_batch_size": 16, "num_generations": 4, "max_completion_length": 80, "use_cpu": True,
             "bf16": False, "activation_checkpointing": False, "report_to": [], "scale_rewards": "none", "seed": 1,
         } | (grpo or {}))  # fmt: skip
-        chosen = {"kl_weight": 0.0, "min_reward_spread": 0.0} | options
+        chosen: dict[str, Any] = {"kl_weight": 0.0, "min_reward_spread": 0.0} | options
         prompter = Prompter(loaded, corpus.info.emotions)
         return AudioGRPOTrainer(
             loaded, prompter, loaded.memory(), [reward], rows=rows, level="no_think", args=args, **chosen
@@ -368,7 +370,9 @@ def test_the_reference_and_the_old_policy_hear_what_the_policy_hears(trainer):
 
 def test_options_that_would_mislead_are_refused(trained_checkpoint, tmp_path):
     for changes, says in (
-        ({"use_vllm": "true"}, "vLLM"),
+        ({"use_vllm": "true", "vllm_mode": "server"}, r"rollouts_folder: is missing.*equivox serve --rollouts"),
+        ({"use_vllm": "true", "generation_kwargs": '{"do_sample": false}'}, "generation_kwargs: is not passed to vLLM"),
+        ({"use_vllm": "true", "loss_type": "vespo"}, "sequence_mask, but loss_type vespo needs token_truncate"),
         ({"activation_checkpointing": "true"}, "activation_checkpointing"),
         ({"reward_weights": [1.0]}, "1 weights for 2 rewards"),
         ({"min_reward_spread": -1}, "min_reward_spread"),

@@ -1,0 +1,90 @@
+"""What the GRPO commands share about vLLM: its options, checked, and the rollouts they ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reasoning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from reasoning.models.loading import Loaded
+    from reasoning.rollouts.rollouts import Rollouts
+
+
+@dataclass
+class RolloutArguments:
+    """Where a server takes its weights from, and how often its rollouts are held to the trainer."""
+
+    rollouts_folder: str | None = field(
+        default=None,
+        metadata={"help": "With vllm_mode server: the FOLDER of `equivox serve --rollouts FOLDER`."},
+    )
+    parity_every: int = field(
+        default=50,
+        metadata={"help": "With use_vllm: steps between parity checks; 0 checks before the first step only."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.parity_every < 0:
+            raise ConfigError(f"is {self.parity_every}, expected 0 or more", field="parity_every")
+
+
+def check_vllm(args: Any, rollout: RolloutArguments) -> None:
+    """Raise ConfigError on options that vLLM's rollouts would not follow."""
+    if not args.use_vllm:
+        return
+    if args.vllm_mode == "server" and rollout.rollouts_folder is None:
+        cure = "name the folder of `equivox serve --rollouts FOLDER`"
+        raise ConfigError("is missing: the server takes its weights from there", field="rollouts_folder", cure=cure)
+    if args.vllm_tensor_parallel_size > 1:
+        what = "is for vllm_mode colocate not supported: a rank would need the prompts of its neighbours"
+        cure = "set it to 1, or start a server with --tensor-parallel-size"
+        raise ConfigError(what, field="vllm_tensor_parallel_size", cure=cure)
+    for name, default in (("generation_kwargs", None), ("vllm_structured_outputs_regex", None)):
+        if getattr(args, name) != default:
+            raise ConfigError("is not passed to vLLM", field=name, cure="leave it out")
+    # TRL checks this where it starts a vLLM of its own.
+    mode, wanted = args.vllm_importance_sampling_mode, ("token_truncate", "token_mask")
+    if args.loss_type == "vespo" and args.vllm_importance_sampling_correction and mode not in wanted:
+        what = f"is {mode}, but loss_type vespo needs {' or '.join(wanted)}"
+        raise ConfigError(what, field="vllm_importance_sampling_mode")
+    sharded = {"fsdp": bool(args.fsdp), "deepspeed": _stage_three(args)}
+    for name, is_so in sharded.items():
+        if is_so:
+            what = "cuts the weights up over the ranks, which the merge for vLLM does not follow"
+            raise ConfigError(what, field=name, cure="use ddp or ZeRO-2, or leave out use_vllm")
+
+
+def _stage_three(args: Any) -> bool:
+    plugin = getattr(args, "deepspeed_plugin", None)
+    return plugin is not None and plugin.zero_stage == 3
+
+
+def open_rollouts(loaded: Loaded, rollout: RolloutArguments, args: Any) -> Rollouts | None:
+    """The rollouts that a GRPOConfig asks for, started; None where the trainer's model samples itself."""
+    if not args.use_vllm:
+        return None
+    if args.vllm_mode == "server":
+        from launch.engines import served_name
+        from reasoning.inference.server_engine import LocalCheckpoint
+        from reasoning.rollouts.server import ServerRollouts
+
+        url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
+        model = served_name(loaded.path, None)
+        checkpoint = LocalCheckpoint.read(loaded.path)
+        return ServerRollouts(f"{url.removesuffix('/v1')}/v1", model, checkpoint, Path(str(rollout.rollouts_folder)))
+
+    from reasoning.rollouts.colocate import Colocate
+
+    return Colocate(
+        loaded,
+        dtype="bfloat16" if args.bf16 else str(loaded.base.dtype).removeprefix("torch."),
+        max_num_seqs=args.per_device_train_batch_size * args.steps_per_generation,
+        sleep=args.vllm_enable_sleep_mode,
+        gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+        max_model_len=args.vllm_max_model_length,
+        model_impl=args.vllm_model_impl,
+        trust_remote_code=args.trust_remote_code,
+    )
