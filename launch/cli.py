@@ -38,6 +38,11 @@ COMMANDS = {
         "                  --pairs data/pairs.parquet --output_dir runs/mine/dpo",
         distributed=True,
     ),
+    "preflight": Command(
+        "check a GRPO run without training: memory, and rollouts held to the trainer",
+        "equivox preflight --config launch/configs/grpo.yaml --data data/crema_d --adapter runs/mine/sft \\\n"
+        "                  --output_dir runs/mine/grpo",
+    ),
     "grpo": Command(
         "reinforce sampled answers that come close to the votes",
         "equivox grpo --config launch/configs/grpo.yaml --data data/crema_d --adapter runs/mine/sft \\\n"

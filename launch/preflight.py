@@ -1,0 +1,172 @@
+"""equivox preflight --config launch/configs/grpo.yaml --data DATA --adapter runs/my/sft --output_dir runs/my/grpo
+
+Takes exactly the options of `equivox grpo` and trains nothing. First it estimates the memory of a step on this machine
+and says what to lower where it does not fit; then it loads the model, samples a few answers with the engine that the
+run would use, and holds that engine to the trainer: prompts, audio, log-probabilities with true and with swapped audio,
+and whether a changed adapter arrives (docs/preflight.md). Status 0 when training may start, 2 with one line when not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launch.cli import run
+from reasoning.errors import ConfigError
+from reasoning.training.memory_estimate import TRUST, ModelShape, Need, RunShape, cures, needs, peak, stored_parameters
+
+GIB = 2**30
+
+
+def main(argv: list[str] | None = None) -> int:
+    from launch.grpo import read_options
+
+    about = str(__doc__).split("\n\n", 1)[1]
+    data, model, reward, rollout, args = read_options(argv, "equivox preflight", about)
+    preflight(data, model, reward, rollout, args)
+    return 0
+
+
+def preflight(data: Any, model: Any, reward: Any, rollout: Any, args: Any) -> None:
+    """Print the estimate and the gate's table. Raises what training would refuse, ConfigError where memory is short."""
+    from launch.grounding import check_thinking
+    from launch.training import check_grpo, check_saving, training_rows
+
+    check_grpo(args, len(reward.rewards))
+    check_thinking(data.level, args.max_completion_length)
+    corpus, rows = training_rows(data)
+    check_saving(args, len(rows))
+    shape, asked = ModelShape.read(Path(model.model_name_or_path)), run_shape(data, model, args, corpus, rows)
+    found = needs(shape, asked)
+    machines = memories(found, args)
+    print(estimate_table(found, machines), flush=True)
+    short = [place for place, (free, needed) in machines.items() if needed > free]
+    lowered = cures(shape, asked, min(machines[place][0] for place in short)) if short else []
+    if short:
+        print("to lower it, any of:", *lowered, sep="\n  ", flush=True)
+    print(flush=True)
+    parity(data, model, rollout, args, corpus, rows)
+    if short:
+        free, needed = machines[short[0]]
+        what = f"{needed / GIB:.1f} GiB of {short[0]} are needed and {free / GIB:.1f} are free, by estimate"
+        raise ConfigError(what, field="memory", cure=lowered[0])
+
+
+def parity(data: Any, model: Any, rollout: Any, args: Any, corpus: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Run the gate on the engine that training would use. Raises RolloutParityError."""
+    from launch.rollouts import open_rollouts
+    from launch.training import load_for_training
+    from reasoning.models.answer_head import add_answer_head
+    from reasoning.models.prompter import Prompter
+    from reasoning.rollouts.drawing import sampling_of
+    from reasoning.rollouts.fitting import refuse_unfit
+    from reasoning.rollouts.parity import check_parity, swaps
+    from reasoning.rollouts.policy import Policy
+    from reasoning.rollouts.transformers import TransformersRollouts
+    from reasoning.rollouts.weights import Touched
+
+    loaded = load_for_training(model, args)
+    loaded.model.to(args.device)
+    prompter = Prompter(loaded, corpus.info.emotions)
+    add_answer_head(loaded.base, prompter.labels)
+    policy = Policy(loaded, prompter, loaded.memory(data.memory_gib), data.level)
+    rollouts = open_rollouts(loaded, rollout, args) or TransformersRollouts(loaded, prompter)
+    peft: Any = loaded.model
+    tensors = Touched(peft, without=None if rollouts.hears else loaded.family.projector)
+    try:
+        refuse_unfit(rows, prompter, data.level, args.max_completion_length, rollouts.max_tokens)
+        checked = check_parity(
+            policy,
+            rollouts,
+            policy.cases(rows, swaps(rows)),
+            sampling_of(args),
+            sync=lambda: rollouts.sync(tensors),
+            trained=model.adapter is not None,
+            seed=args.seed,
+        )
+    finally:
+        rollouts.close()
+    print(checked.table(), flush=True)
+    checked.require()
+
+
+def run_shape(data: Any, model: Any, args: Any, corpus: Any, rows: Sequence[Mapping[str, Any]]) -> RunShape:
+    """The shapes that decide the memory of one process, read off options, adapter and clips."""
+    import json
+
+    import torch
+
+    from reasoning.inference.server_engine import LocalCheckpoint
+    from reasoning.models.memory import Heard
+    from reasoning.models.prompter import Prompter
+
+    checkpoint = LocalCheckpoint.read(Path(model.model_name_or_path))
+    prompter = Prompter(checkpoint, corpus.info.emotions)
+    frames = [int(row["duration_s"] * 100) + 1 for row in rows]
+    longest = max(range(len(rows)), key=frames.__getitem__)
+    heard = Heard(torch.empty(0), frames[longest])
+    shape = ModelShape.read(Path(model.model_name_or_path))
+    rank, adapter = model.lora_r, shape.lora(model.lora_r)
+    if model.adapter is not None:
+        folder = Path(model.adapter)
+        rank = json.loads((folder / "adapter_config.json").read_text())["r"]
+        adapter = stored_parameters(folder / "adapter_model.safetensors")
+    asked = RunShape(
+        weight_bytes=2 if model.dtype == "bfloat16" else 4,
+        autocast=bool(args.bf16),
+        eager=model.attn_implementation == "eager",
+        adapter=adapter,
+        rank=rank,
+        micro=args.per_device_train_batch_size,
+        group=args.num_generations,
+        steps=args.steps_per_generation,
+        prompt=len(prompter.prompt_ids(rows[longest]["transcript"], heard, data.level)),
+        completion=args.max_completion_length,
+        clip_tokens=sum(map(prompter.family.audio_tokens, frames)),
+        memory_gib=data.memory_gib,
+        generates=not args.use_vllm,
+    )
+    return replace(asked, vllm_gib=colocated_gib(shape, asked, args))
+
+
+def colocated_gib(shape: ModelShape, asked: RunShape, args: Any) -> float:
+    """What a vLLM in the trainer's process takes: a share of the GPU, or on a CPU its weights and its fixed cache."""
+    import torch
+
+    if not args.use_vllm or args.vllm_mode != "colocate":
+        return 0.0
+    if not args.use_cpu and torch.cuda.is_available():
+        return args.vllm_gpu_memory_utilization * torch.cuda.mem_get_info()[1] / GIB
+    numbers = 2 if args.bf16 else asked.weight_bytes
+    return shape.parameters * numbers / GIB + float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"))
+
+
+def memories(found: Sequence[Need], args: Any) -> dict[str, tuple[float, float]]:
+    """Where the run's numbers lie -> (bytes free now, bytes needed)."""
+    import psutil
+    import torch
+
+    memory = float(psutil.virtual_memory().available)
+    if args.use_cpu or not torch.cuda.is_available():
+        return {"memory": (memory, peak(found))}
+    gpu = float(torch.cuda.mem_get_info()[0])
+    return {"GPU memory": (gpu, peak(found, host=False)), "memory": (memory, peak(found, host=True))}
+
+
+def estimate_table(found: Sequence[Need], machines: Mapping[str, tuple[float, float]]) -> str:
+    """Each need on a line, the worst moment of each memory, and whether it fits."""
+    width = max(len(need.name) for need in found)
+    lines = ["memory of a step, one process, beside Python and its libraries", ""]
+    lines += [f"  {need.name:{width}}  {need.bytes / GIB:7.2f} GiB  {need.when}" for need in found]
+    for place, (free, needed) in machines.items():
+        verdict = "fits" if needed * TRUST <= free else "tight" if needed <= free else "DOES NOT FIT"
+        lines += ["", f"{place}: {needed / GIB:.1f} GiB at the worst moment, {free / GIB:.1f} GiB free: {verdict}"]
+    lines += [f"(sampling and training never meet; measured peaks lie within a factor of {TRUST:g} of the estimate)"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)
