@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cli import run
+from launch.engines import add_options, open_engine
 from reasoning.emotions import CREMA_D, EmotionSet
 from reasoning.errors import ConfigError
 from reasoning.prompts import LEVELS, MAX_NEW_TOKENS
@@ -49,8 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="equivox predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio: wav, flac, mp3 or ogg")
-    parser.add_argument("--model", required=True, type=Path, help="checkpoint folder")
-    parser.add_argument("--adapter", type=Path, help="adapter that was trained on it")
+    add_options(parser)
     parser.add_argument("--transcript", help="the words spoken (one file only); left out of the prompt without it")
     parser.add_argument("--level", choices=LEVELS, default="no_think", help="answer at once, or think first")
     parser.add_argument("--data", type=Path, help="corpus whose emotions are asked for (default: CREMA-D's six)")
@@ -70,10 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     emotions = _emotions(args.data)
 
     from reasoning.inference.engine import Request
-    from reasoning.inference.transformers_engine import TransformersEngine
-    from reasoning.models.loading import best_device, load_model
 
-    engine = TransformersEngine(load_model(args.model, args.adapter, device=best_device()), emotions)
+    engine = open_engine(args, emotions).engine
     requests = [Request(name, samples, args.transcript, args.level) for name, samples in audio.items()]
     for found in predict(engine, requests, emotions, args.max_new_tokens or MAX_NEW_TOKENS[args.level]):
         print(json.dumps(asdict(found), ensure_ascii=False) if args.json else as_text(found), flush=True)

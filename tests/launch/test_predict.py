@@ -121,6 +121,12 @@ def test_no_room_for_an_answer_is_refused(tone, tmp_path):
         main([str(tone), "--max-new-tokens", "0", "--model", str(tmp_path)])
 
 
+@pytest.mark.parametrize("options", [[], ["--engine", "vllm"], ["--engine", "server", "--adapter", "runs/grpo"]])
+def test_without_a_model_there_is_nothing_to_ask(tone, options):
+    with pytest.raises(ConfigError, match="--model: is not given"):
+        main([str(tone), *options])
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused(tone, tmp_path):
     with pytest.raises(ModelError, match="is not a checkpoint folder"):
         main([str(tone), "--model", str(tmp_path)])

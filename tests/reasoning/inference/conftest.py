@@ -19,6 +19,9 @@ from reasoning.inference.engine import Request
 from reasoning.inference.transformers_engine import TransformersEngine
 from reasoning.models.loading import load_model
 
+SHARED = EmotionSet(("sad", "sadness", "fear", "fearful", "neutral", "happy"))
+"""The small tokenizer begins some of these with the same token, and two of them begin another: scored over a trie."""
+
 
 @dataclass(frozen=True)
 class Tones:
@@ -42,6 +45,14 @@ def tones(trained_checkpoint) -> Tones:
     engine = TransformersEngine(load_model(trained_checkpoint.model), corpus.info.emotions)
     requests = [Request(c.id, corpus.root / c.audio, c.transcript) for c in clips]
     return Tones(engine, requests, [c.votes for c in clips], corpus.info.emotions)
+
+
+@pytest.fixture(scope="session")
+def shared_first_tokens(trained_checkpoint) -> TransformersEngine:
+    """The reference engine asked about labels that begin with the same tokens."""
+    engine = TransformersEngine(load_model(trained_checkpoint.model), SHARED)
+    assert len(engine.prompter.labels.steps) > 1
+    return engine
 
 
 @dataclass

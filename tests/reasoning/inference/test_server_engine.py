@@ -52,6 +52,16 @@ def test_texts_and_label_probabilities_are_the_transformers_engines(exact, tones
         np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)
 
 
+def test_labels_that_share_a_first_token_are_scored_whole_as_in_transformers(
+    reference_server, tones, checkpoint, shared_first_tokens
+):
+    emotions = shared_first_tokens.prompter.emotions
+    engine = ServerEngine(quick(reference_server.url), emotions, checkpoint=checkpoint)
+    mixed = [*tones.requests[:3], Request("deaf", None, "a tone")]
+    for one, other in zip(engine.score_labels(mixed), shared_first_tokens.score_labels(mixed), strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)
+
+
 def test_own_thinking_is_closed_and_stood_on_as_in_transformers(exact, tones):
     exact.max_thinking_tokens = tones.engine.max_thinking_tokens = 6
     thinking = [Request(r.id, r.audio, r.transcript, "think") for r in tones.requests[:2]]

@@ -58,6 +58,14 @@ class TestParity:
         asked = with_controls(tones.shifted() if swapped else tones.requests)
         np.testing.assert_allclose(label_rows(engine, asked), label_rows(tones.engine, asked), atol=LABEL_TOLERANCE)
 
+    def test_labels_that_share_a_first_token_are_scored_whole(self, engine, tones, shared_first_tokens, monkeypatch):
+        monkeypatch.setattr(engine, "prompter", shared_first_tokens.prompter)
+        monkeypatch.setattr(engine, "emotions", shared_first_tokens.prompter.emotions, raising=False)
+        asked = with_controls(tones.requests[:4])
+        np.testing.assert_allclose(
+            label_rows(engine, asked), label_rows(shared_first_tokens, asked), atol=LABEL_TOLERANCE
+        )
+
     def test_swapped_audio_costs_more_than_a_quarter_of_a_bit(self, engine, tones):
         votes = normalize_votes(tones.votes)
         true = jsd_bits(votes, label_rows(engine, tones.requests)).mean()
