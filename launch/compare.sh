@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Does each stage of training help? From the untrained model to GRPO with gold, over seeds, on the same held-out clips.
 #
-#   bash launch/compare.sh --corpus crema_d --root path/to/CREMA-D     human votes: three seeds, about a day on a laptop
+#   bash launch/compare.sh --corpus crema_d --root path/to/CREMA-D     human votes, three seeds
 #   bash launch/compare.sh --seeds "1" --limit 20 --steps 2            the embedded corpus, to see every stage work
 #
 #   --seeds "S ..."      seeds of training (default "1 2 3")     --fold F    whose speakers are held out (default 0)

@@ -122,7 +122,7 @@ def _stage(
 
 
 def _scores(lines: Sequence[Prediction], readout: str, told: Told) -> dict[str, Array]:
-    """name -> (N,) of one seed; of what is written also closeness, whether it reads, tokens and the Voice line's truth."""
+    """name -> (N,) of one seed; of what is written closeness, whether it reads, tokens and the Voice line's truth."""
     k = len(lines[0].votes)
     failed = np.array([line.probabilities is None for line in lines])
     probs = [line.probabilities or (1 / k,) * k for line in lines]
