@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         frozenset(record.system for record in records if record.level == "think"),
         *cues_of(corpus, args.data, records),
         minutes_of(records),
+        {record.fold: record.fitted["dirichlet_alpha"] for record in records},
     )
     found = {**compare_stages(predictions, told), "statement": f"{corpus.info.name} ({corpus.info.statement})"}
     found["protocol"] = protocol(records)

@@ -18,6 +18,7 @@ import numpy as np
 from reasoning.emotions import EmotionSet
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.comparisons import sentence, verdict_of
+from reasoning.evaluation.human import RATERS, enough_votes, raters_against_the_rest, sampling_floor
 from reasoning.evaluation.metrics import PROPER, per_clip
 from reasoning.evaluation.predictions import Prediction
 from reasoning.evaluation.statistics import Array, Interval, few_speakers_note, jackknife_interval, mean_of
@@ -36,7 +37,8 @@ REFERENCES = ("training_prior", "linear_probe")
 class Told:
     """What predictions do not hold. tokens: of a written answer. thinks: systems that were asked to think.
     levels: clip id -> measured cues, to hold their thinking against. donors: clip id -> the clip whose cues stand for
-    swapped sound. minutes: system -> minutes that its own training took. Systems are called `NAME@SEED`."""
+    swapped sound. minutes: system -> minutes that its own training took. alphas: fold -> the Dirichlet-multinomial
+    fitted on its train votes (`human.fit_dirichlet_multinomial`). Systems are called `NAME@SEED`."""
 
     emotions: EmotionSet
     tokens: Callable[[str], int]
@@ -44,6 +46,7 @@ class Told:
     levels: Mapping[str, Levels]
     donors: Mapping[str, str]
     minutes: Mapping[str, float]
+    alphas: Mapping[int, Sequence[float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +79,7 @@ def compare_stages(predictions: Sequence[Prediction], told: Told) -> dict[str, A
         "n_clips": len(stages[0].speakers),
         "n_speakers": speakers,
         "few_speakers": few_speakers_note(speakers),
+        "human": _human(predictions, told),
         "stages": [_figures(stage, told) for stage in stages],
         "comparisons": found,
         "said": {kind: [c["title"] for c in found if c["verdict"] == kind] for kind in _SAID},
@@ -180,6 +184,21 @@ def _figures(stage: Stage, told: Told) -> dict[str, Any]:
         },
         "minutes": float(np.mean(minutes)) if minutes else None,
     }
+
+
+def _human(predictions: Sequence[Prediction], told: Told) -> dict[str, Any]:
+    """jsd_bits of human reference points on these clips: an oracle's floor from vote sampling, and k raters against the
+    remaining votes, on the clips with enough of them."""
+    by_id = {line.id: line for line in predictions if line.split == "test"}
+    clips = [by_id[name] for name in sorted(by_id)]
+    votes_NK, speakers = np.array([c.votes for c in clips]), [c.speaker for c in clips]
+    folds, floor = np.array([c.fold for c in clips]), np.zeros(len(clips))
+    for fold in np.unique(folds):
+        floor[folds == fold] = sampling_floor(votes_NK[folds == fold], told.alphas[int(fold)])
+    kept = enough_votes(votes_NK)
+    some = [speaker for speaker, keep in zip(speakers, kept, strict=True) if keep]
+    raters = {k: _interval(raters_against_the_rest(votes_NK[kept], k), some).to_dict() for k in RATERS if kept.any()}
+    return {"sampling_floor": _interval(floor, speakers).to_dict(), "raters": raters, "n_rated": int(kept.sum())}
 
 
 def _interval(values: Array, speakers: Sequence[str]) -> Interval:

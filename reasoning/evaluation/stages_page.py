@@ -46,6 +46,7 @@ def stages_markdown(found: Mapping[str, Any], made_by: str, plot: str, notes: Se
         f"Made by `{made_by}`; {escape(found['statement'])}. {about}; {escape(found['protocol'])}.",
         f"![jsd_bits and brier of every stage]({plot})",
         _table(found),
+        _people(found["human"]),
         f"{_POOLING} {_RULES}",
         "## What may be said",
         *(f"**{head}**: {escape(', '.join(found['said'][kind]) or 'none')}." for kind, head in SAID.items()),
@@ -53,6 +54,15 @@ def stages_markdown(found: Mapping[str, Any], made_by: str, plot: str, notes: Se
         *(escape(note) for note in (*notes, found["few_speakers"]) if note),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _people(human: Mapping[str, Any]) -> str:
+    floor = human["sampling_floor"]["estimate"]
+    text = f"Human reference points, jsd_bits: vote sampling alone costs an oracle {floor:.3f}"
+    if human["raters"]:
+        raters = ", ".join(f"{k}: {interval['estimate']:.3f}" for k, interval in human["raters"].items())
+        text += f"; raters against the remaining votes, by number of raters, {raters} ({human['n_rated']} clips)"
+    return f"{text}."
 
 
 def _table(found: Mapping[str, Any]) -> str:

@@ -191,7 +191,7 @@ def write_run(folder: Path, corpus, model: Path, lines: list[Prediction], **chan
         corpus_fingerprint=corpus.fingerprint, audio_root=str(corpus.root), emotions=corpus.info.emotions.to_dict(),
         fold=0, folds=5, n_train=1, n_dev=1, n_test=len(lines), limit=None, model=str(model), model_fingerprint="m",
         adapter=None, adapter_fingerprint=None, engine="transformers", level="no_think", prompt_fingerprint="p",
-        max_new_tokens=96, seed=0, shuffled=None, fitted={},
+        max_new_tokens=96, seed=0, shuffled=None, fitted={"dirichlet_alpha": [1.0] * 6},
     )  # fmt: skip
     (folder / "evaluation.json").write_text(json.dumps(asdict(replace(record, **changes))))
     (folder / "predictions.jsonl").write_text("".join(f"{x.to_json()}\n" for x in lines))

@@ -11,6 +11,7 @@ from reasoning.cues import CUES
 from reasoning.distributions import brier, jsd_bits, nll_bits, normalize_votes
 from reasoning.emotions import CREMA_D
 from reasoning.errors import EvaluationError
+from reasoning.evaluation.human import raters_against_the_rest
 from reasoning.evaluation.markdown import escape
 from reasoning.evaluation.predictions import Prediction
 from reasoning.evaluation.stages import Told, compare_stages, pool_seeds
@@ -30,6 +31,7 @@ TOLD = Told(
     levels={f"c{i}": HIGH if i % 2 else LOW for i in range(N)},
     donors={f"c{i}": f"c{(i + 1) % N}" for i in range(N)},
     minutes={"a@1": 2.0, "a@2": 4.0},
+    alphas={0: [1.0, 0.5, 0.5, 1.0, 1.0, 0.5]},
 )
 
 
@@ -141,6 +143,14 @@ def test_baselines_stand_first_and_are_compared_with_nothing():
     assert compare_stages(rows, TOLD)["comparisons"] == []
 
 
+def test_people_stand_beside_the_stages_on_the_same_clips():
+    found = compare_stages(lines("a@1", mixed(0.5)), TOLD)["human"]
+    for k, interval in found["raters"].items():
+        assert interval["estimate"] == pytest.approx(raters_against_the_rest(VOTES, k).mean())
+    assert found["n_rated"] == N
+    assert 0 < found["sampling_floor"]["estimate"] < found["raters"][4]["estimate"]
+
+
 def test_a_seed_that_lacks_a_clip_is_named():
     with pytest.raises(
         EvaluationError, match=r"a@2/label.*has no answer for 1 of the 24 clips that others answer \(c0"
@@ -162,5 +172,6 @@ def test_the_page_has_every_stage_and_sentence_and_the_plot_is_the_same_twice():
     assert escape(found["comparisons"][0]["sentence"]) in page
     assert "![jsd_bits and brier of every stage](plot.svg)" in page
     assert "A note." in page
+    assert f"costs an oracle {found['human']['sampling_floor']['estimate']:.3f}; raters" in page
     assert stages_plot(found) == stages_plot(found)
     assert "a+b label" in stages_plot(found)
