@@ -66,7 +66,9 @@ class Received:
 
 @runtime_checkable
 class Reporting(Protocol):
-    """Rollouts that say what they received. Others are judged by their log-probabilities."""
+    """Rollouts that say what they received. One that hears for itself refuses, with ModelError, a prompt that its own
+    template makes otherwise; what it heard is judged by its log-probabilities.
+    """
 
     def received(self, prompts: Sequence[Prompt]) -> list[Received]: ...
 
@@ -125,9 +127,9 @@ def _check(
     dtype = "float32" if {policy.dtype, getattr(rollouts, "dtype", policy.dtype)} == {"float32"} else "bfloat16"
     limits = LIMITS[dtype]
     sync()
-    parts: list[Part] = received_parts(policy, rollouts, cases, limits)
     true, swapped = [case.true for case in cases], [case.swapped for case in cases]
     try:
+        parts = received_parts(policy, rollouts, cases, limits)
         samples = rollouts.sample(true, SAMPLES, [seed + 1000 * i for i in range(len(true))], sampling)
         flat = [sample for of_prompt in samples for sample in of_prompt]
         completions = [sample.ids for sample in flat]
@@ -155,26 +157,19 @@ def _check(
         moved = policy.logps(swapped, completions), rollouts.logps(swapped, completions)
     sync()
     parts.append(change_part((ours[1], theirs[1]), moved, rollouts.logps(swapped, completions), limits))
-    worst = [
-        token
-        for prompts, audio, mine, other in zip(
-            (true, swapped), ("own audio", "swapped audio"), ours, theirs, strict=True
-        )
-        for token in _tokens(policy, prompts, completions, audio, mine, other)
+    tokens = [
+        *_tokens(policy, true, completions, "own audio", ours[0], theirs[0]),
+        *_tokens(policy, swapped, completions, "swapped audio", ours[1], theirs[1]),
     ]
-    worst = [t for t in sorted(worst, key=lambda t: -abs(t.trainer - t.rollouts)) if t.trainer != t.rollouts]
+    worst = sorted(tokens, key=lambda t: abs(t.trainer - t.rollouts), reverse=True)[:5]
     count = sum(map(len, completions))
-    return Parity(rollouts.name, dtype, len(cases), len(completions), count, tuple(parts), tuple(worst[:5]))
+    return Parity(rollouts.name, dtype, len(cases), len(completions), count, tuple(parts), tuple(worst))
 
 
 _PROMPT_CURE = "serve the same checkpoint folder (its tokenizer and chat template), with the pinned version of vLLM"
-_AUDIO_CURE = (
-    "give the engine what the trainer's tower and projector make of the clip, after every change of the projector"
-)
+_AUDIO_CURE = "give the engine what the trainer's tower and its present projector make of the clip"
 _LOGP_CURE = "give the engine the same base, adapter, number type and attention; then look at the widest gaps below"
-_SYNC_CURE = (
-    "see that a sync replaces every weight that training touches and that the engine's caches are reset with it"
-)
+_SYNC_CURE = "see that a sync replaces every weight that training touches and resets the engine's caches"
 
 
 def received_parts(policy: Policy, rollouts: Rollouts, cases: Sequence[Case], limits: Limits) -> list[Part]:
@@ -182,8 +177,10 @@ def received_parts(policy: Policy, rollouts: Rollouts, cases: Sequence[Case], li
     prompts = [prompt for case in cases for prompt in (case.true, case.swapped)]
     limit = f"{limits.audio:g} of their size"
     if not isinstance(rollouts, Reporting):
-        said = "this engine hears for itself: judged by its log-probabilities"
-        ids = Part("prompt token ids", None, "held against ours at each request", "equal", {}, _PROMPT_CURE)
+        # A server that met another prompt than ours would have refused it, which `_check` reports.
+        said = "equal at every request, by the engine's own check" if rollouts.hears else "not reported"
+        ids = Part("prompt token ids", True if rollouts.hears else None, said, "equal", {}, _PROMPT_CURE)
+        said = "heard by the engine itself: see the log-probabilities" if rollouts.hears else "not reported"
         return [ids, Part("audio features", None, said, limit, {}, _AUDIO_CURE)]
     received = rollouts.received(prompts)
     other = [i for i, (p, r) in enumerate(zip(prompts, received, strict=True)) if p.ids != r.ids]

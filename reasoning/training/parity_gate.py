@@ -38,11 +38,16 @@ class ParityGate(TrainerCallback):
         if self.every and state.global_step % self.every == 0 and state.global_step != self._last:
             self._check(state.global_step, show=False)
 
+    def _sync(self) -> None:
+        # Ranks that share one server must all have asked before one of them changes its weights.
+        self.trainer.accelerator.wait_for_everyone()
+        self.trainer._source.sync()
+
     def _check(self, step: int, *, show: bool) -> None:
         self._last = step
         source = self.trainer._source
         found = check_parity(
-            self.policy, source.rollouts, self.cases, source.sampling, sync=source.sync, trained=self.trained, seed=step
+            self.policy, source.rollouts, self.cases, source.sampling, sync=self._sync, trained=self.trained, seed=step
         )
         for name, value in found.figures().items():
             self.trainer._metrics["train"][name].append(value)

@@ -184,6 +184,13 @@ class BoastsOfItsDraws(TransformersRollouts):
         ]
 
 
+class Server(Deaf):
+    """Hears for itself, wrongly, and refuses other prompts by its own check."""
+
+    hears = True
+    received = None  # type: ignore[assignment]
+
+
 class Refuses(Copy):
     """Holds every request's prompt against ours by itself, as our vLLM engines do."""
 
@@ -272,6 +279,13 @@ def test_a_deaf_engine_fails_on_both_sounds_and_on_what_the_audio_is_worth(side)
     assert judged[IDS] is judged[AUDIO] is None, "it does not say what it received"
     figures = found.figures()
     assert abs(figures["parity/hearing_trainer"] - figures["parity/hearing_rollouts"]) > 3
+
+
+def test_what_a_server_heard_is_judged_by_its_log_probabilities(side):
+    judged = verdicts(check(side, Server(side)))
+    assert judged[IDS] is True
+    assert judged[AUDIO] is None
+    assert judged[OWN] is False
 
 
 def test_an_engine_that_ignores_syncs_gives_itself_away_by_the_changed_adapter_alone(side):
