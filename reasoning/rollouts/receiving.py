@@ -78,11 +78,11 @@ def _fused(model: Any) -> set[frozenset[str]]:
 def _all(tensors: Mapping[str, Tensor], rest: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
     # In the order of names a layer's parts come together, so vLLM holds one layer twice at a time and not all.
     for name in sorted({*tensors, *rest}):
-        if name in tensors:
-            yield name, tensors[name]
-        else:
+        if name in rest:
             with safe_open(rest[name], "pt") as file:
                 yield name, file.get_tensor(name)
+        else:
+            yield name, tensors[name]  # once each: asking a Mapping whether it has a tensor would compute it
 
 
 @contextmanager
