@@ -62,7 +62,11 @@ class ModelArguments:
         default=None, metadata={"help": "Pattern of module names to adapt; the family's own by default."}
     )
     train_projector: bool = field(
-        default=False, metadata={"help": "Train the projector too. The embedded model needs it: its own is fresh."}
+        default=False,
+        metadata={
+            "help": "Train the projector too. SFT of the embedded model needs it: its own is fresh. DPO and GRPO forget "
+            "less without it (docs/train.md)."
+        },
     )
 
     def __post_init__(self) -> None:

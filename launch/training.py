@@ -87,7 +87,10 @@ def open_run(args: Any, *options: Any) -> bool:
 
 
 def load_for_training(model: ModelArguments, args: Any) -> Loaded:
-    """The checkpoint with a trainable adapter: the given one, or a fresh one made from args.seed."""
+    """The checkpoint with a trainable adapter: the given one, or a fresh one made from args.seed.
+
+    A projector that a given adapter brings goes on training only where train_projector says so.
+    """
     check_ranks(args)
     if best_device().type == "cpu":
         # accelerate imports DeepSpeed, where it is installed, to unwrap any model. Told that there is no accelerator,
@@ -103,6 +106,8 @@ def load_for_training(model: ModelArguments, args: Any) -> Loaded:
         trust_remote_code=args.trust_remote_code,
     )
     if model.adapter is not None:
+        if not model.train_projector:
+            loaded.projector.requires_grad_(False)
         return loaded
     return add_adapter(
         loaded,

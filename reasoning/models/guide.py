@@ -1,4 +1,4 @@
-"""Guided decoding: which tokens the answer grammar allows next, while sampling and again while training."""
+"""Guided decoding: which tokens the answer grammar allows next."""
 
 from __future__ import annotations
 
@@ -17,11 +17,7 @@ from reasoning.errors import ConfigError
 
 
 class Guide:
-    """The answer grammar over one tokenizer's tokens.
-
-    A policy that is guided has the probabilities of the free one, renormalised over `allowed` tokens: log-probabilities
-    in training must be taken over the same tokens as were sampled from, or the two are of different policies.
-    """
+    """The answer grammar over one tokenizer's tokens. Raises ConfigError on emotions that no grammar can be made of."""
 
     def __init__(self, tokenizer: Any, emotions: EmotionSet, level: str) -> None:
         self._tokenizer: LLTokenizer = from_tokenizer(tokenizer)
@@ -32,21 +28,6 @@ class Guide:
     def start(self) -> GuideState:
         """Where an answer has not begun."""
         return GuideState(self._matcher.deep_copy(), self._tokenizer.vocab_size)
-
-    def allowed(self, completions: Tensor, vocabulary: int) -> Tensor:
-        """What was allowed at each token of completions (B, C): bits of int32, (B, C, words); all after the end.
-
-        vocabulary: the number of logits; those beyond the tokenizer's tokens are never allowed.
-        """
-        masks = torch.full((*completions.shape, -(-vocabulary // 32)), -1, dtype=torch.int32)
-        for row, ids in enumerate(completions.tolist()):
-            state = self.start()
-            for column, token in enumerate(ids):
-                if state.ended:
-                    break
-                state.fill(masks[row, column])
-                state.take(token)
-        return masks
 
 
 class GuideState:

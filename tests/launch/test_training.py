@@ -8,9 +8,10 @@ import pytest
 from trl import GRPOConfig
 
 from data_builders.rows import read_corpus
-from launch.arguments import DataArguments
-from launch.training import check_ranks, check_saving, training_rows
+from launch.arguments import DataArguments, ModelArguments
+from launch.training import check_ranks, check_saving, load_for_training, training_rows
 from reasoning.errors import ConfigError
+from reasoning.models.loading import add_adapter, load_model
 
 
 def test_rows_are_the_training_speakers_of_the_fold_and_no_others(tone_corpus):
@@ -37,6 +38,20 @@ def test_a_rank_that_believes_it_is_alone_is_stopped(monkeypatch):
     check_ranks(SimpleNamespace(world_size=2))
     with pytest.raises(ConfigError, match=r"2 ranks were launched, but this one sees 1\. To mend: set use_cpu: true"):
         check_ranks(SimpleNamespace(world_size=1))
+
+
+@pytest.mark.parametrize("train_projector", [False, True])
+def test_the_projector_of_a_given_adapter_goes_on_training_only_where_asked(
+    untrained_checkpoint, tmp_path, train_projector
+):
+    fresh = add_adapter(load_model(untrained_checkpoint), r=2, alpha=4, dropout=0.0, train_projector=True)
+    fresh.model.save_pretrained(tmp_path)
+    model = ModelArguments(str(untrained_checkpoint), adapter=str(tmp_path), train_projector=train_projector)
+    again = load_for_training(model, SimpleNamespace(world_size=1, seed=0, trust_remote_code=False))
+    trained = {name for name, p in again.model.named_parameters() if p.requires_grad}
+    expected = {name for name, p in fresh.model.named_parameters() if p.requires_grad}
+    assert trained == {name for name in expected if train_projector or ".lora_" in name}
+    assert trained < expected or train_projector
 
 
 UNEVEN = {"gradient_accumulation_steps": 4, "steps_per_generation": 6}

@@ -12,6 +12,7 @@ from reasoning.inference.engine import Request
 from reasoning.inference.local_vllm import require_vllm
 from reasoning.inference.server_engine import LocalCheckpoint, ServerEngine
 from reasoning.inference.vllm_engine import VllmEngine
+from reasoning.response import read_response
 
 LABEL_TOLERANCE = 1e-4
 """Largest difference of a label's probability between two engines in float32. docs/engines.md states it."""
@@ -52,6 +53,13 @@ class TestParity:
     def test_greedy_texts_are_the_same_with_true_and_with_swapped_audio(self, engine, tones, swapped):
         asked = with_controls(tones.shifted() if swapped else tones.requests)
         assert list(engine.generate(asked, max_new_tokens=96)) == list(tones.engine.generate(asked, max_new_tokens=96))
+
+    @pytest.mark.parametrize("swapped", [False, True])
+    def test_guided_texts_are_the_same_and_can_all_be_read(self, engine, tones, swapped):
+        asked = with_controls(tones.shifted() if swapped else tones.requests)
+        ours = list(engine.generate(asked, max_new_tokens=96, guided=True))
+        assert ours == list(tones.engine.generate(asked, max_new_tokens=96, guided=True))
+        assert not any(read_response(answer.text, tones.emotions).problems for answer in ours)
 
     @pytest.mark.parametrize("swapped", [False, True])
     def test_label_shares_agree_with_true_and_with_swapped_audio(self, engine, tones, swapped):

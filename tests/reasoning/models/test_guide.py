@@ -57,28 +57,34 @@ def test_guided_greedy_text_is_the_free_one_where_that_can_be_read(ready):
     ]
 
 
-def test_allowed_tokens_of_an_answer_include_it_and_only_what_the_grammar_can_go_on_with(ready):
+def test_each_step_allows_what_the_grammar_can_go_on_with_and_after_the_last_share_only_the_end(ready):
     loaded, prompter, _, guide = ready
     vocabulary = loaded.base.get_output_embeddings().weight.shape[0]
     text = write_response([0.3, 0.0, 0.2, 0.0, 0.4, 0.1], "sad", prompter.emotions)
     ids = [*prompter.encode(text), prompter.eos_id]
-    masks = unpack(guide.allowed(torch.tensor([[*ids, 0, 0]]), vocabulary), vocabulary)[0]
-    assert all(masks[i, token] for i, token in enumerate(ids))
-    assert masks[len(ids) :].all(), "after the end nothing is masked"
+    state, masks = guide.start(), torch.zeros(len(ids), -(-vocabulary // 32), dtype=torch.int32)
+    for mask, token in zip(masks, ids, strict=True):
+        assert not state.ended
+        state.fill(mask)
+        state.take(token)
+    assert state.ended
+    allowed = unpack(masks, vocabulary)
+    assert all(row[token] for row, token in zip(allowed, ids, strict=True))
+    assert not allowed[:, loaded.modality_token_ids()].any()
     last_share = len(prompter.encode(text[: text.index("sad 0.10") + len("sad 0.")]))
-    only = masks[last_share].nonzero().flatten().tolist()
-    assert only == [ids[last_share]], "the last share is what is left"
-    assert not masks[: len(ids), loaded.modality_token_ids()].any()
+    for only in (last_share, -1):
+        assert allowed[only].nonzero().flatten().tolist() == [ids[only]]
 
 
-def test_an_answer_cut_short_or_off_the_grammar_is_masked_up_to_there(ready):
-    loaded, prompter, _, guide = ready
-    vocabulary = loaded.base.get_output_embeddings().weight.shape[0]
-    ids = prompter.encode("<answer>Vote: bored")
-    masks = unpack(guide.allowed(torch.tensor([ids]), vocabulary), vocabulary)[0]
-    allowed = [bool(masks[i, token]) for i, token in enumerate(ids)]
-    assert all(allowed[:6])
-    assert not all(allowed)
+def test_a_token_off_the_grammar_ends_the_guidance(ready):
+    _, prompter, _, guide = ready
+    state = guide.start()
+    for token in prompter.encode("<answer>Vote: bored"):
+        assert not state.ended
+        state.take(token)
+        if state.ended:
+            break
+    assert state.ended
 
 
 def test_bits_are_unpacked_as_a_naive_reading_of_them():
