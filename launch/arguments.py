@@ -64,8 +64,8 @@ class ModelArguments:
     train_projector: bool = field(
         default=False,
         metadata={
-            "help": "Train the projector too. SFT of the embedded model needs it: its own is fresh. DPO and GRPO forget "
-            "less without it (docs/train.md)."
+            "help": "Train the projector too. SFT of the embedded model needs it: its own is fresh. DPO and GRPO "
+            "forget less without it (docs/train.md)."
         },
     )
 
