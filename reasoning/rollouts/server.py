@@ -3,14 +3,15 @@
 vLLM's /inference/v1/generate takes the prompt as token ids and the sound as a wav file, so nothing is tokenized or
 templated twice, and the answer says which prompt tokens the model saw: they must be ours.
 
-A server that was restarted has the checkpoint's weights, not those of the last sync. So after each answer it is asked
-which weights it holds. Where they are not the last sync's, they are sent again, and the answer does not count.
+A server that was restarted has the checkpoint's weights, not those of the last sync. So before and after each answer it
+says which process it is and which weights it holds. An answer counts when both times it was the same process with the
+last sync's weights; else they are sent again, and so is the question.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,12 @@ from reasoning.inference.endpoint import Endpoint, served_model
 from reasoning.inference.server_engine import LocalCheckpoint, as_wav
 from reasoning.inference.under_way import in_order
 from reasoning.rollouts.rollouts import Prompt, Sample, Sampling, Synced
-from reasoning.rollouts.transport import SERVED, FileTransport, Transport, ask_workers, post
+from reasoning.rollouts.transport import SERVED, FileTransport, Transport, ask_workers, other_training, post
 
 Answer = TypeVar("Answer")
+
+State = list[tuple[str, str | None]]
+"""Of each of the server's workers: which process it is, and the checksum of the weights that it was given."""
 
 LOG = logging.getLogger(__name__)
 
@@ -67,8 +71,8 @@ class ServerRollouts:
         self.audio_id: int = checkpoint.tokenizer.convert_tokens_to_ids(checkpoint.family.audio_token)
         api = Endpoint(url, retries=retries, api_key=api_key)
         self.server = Endpoint(api.url.removesuffix("/v1"), retries=retries, api_key=api_key)
-        self._lock = threading.Lock()
-        self._restarts = 0
+        self._once = Endpoint(self.server.url, retries=0, api_key=api_key)
+        self._seen: State = []
         try:
             self.model, limit = served_model(api, model)
         except EvaluationError as error:
@@ -99,6 +103,7 @@ class ServerRollouts:
             }
             return self._ask(prompt, prompt.ids, params, _samples)
 
+        self._restore(None)
         asked = zip(prompts, seeds, strict=True)
         return list(in_order(asked, drawn, self.concurrency, self.server.hurry))
 
@@ -111,15 +116,16 @@ class ServerRollouts:
             params = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
             return self._ask(prompt, ids, params, lambda answer: _logps(answer, ids, len(prompt.ids)))
 
+        self._restore(None)
         asked = zip(prompts, completions, strict=True)
         return list(in_order(asked, scored, self.concurrency, self.server.hurry))
 
     def sync(self, tensors: Mapping[str, Tensor]) -> Synced:
         """Raises StorageError when the disk refuses, RolloutError when the server refuses or is gone."""
         start = time.monotonic()
-        with self._lock:
+        with self.transport.lock:
             moved = self._paused(lambda: self.transport.send(tensors))
-        return Synced(len(tensors), moved, time.monotonic() - start, self.transport.checksum)
+        return Synced(len(tensors), moved, time.monotonic() - start, self.transport.expected())
 
     def close(self) -> None:
         """The server stays; what lies in the folder for it goes."""
@@ -143,9 +149,10 @@ class ServerRollouts:
             body["token_ids"] = ids[: first + 1] + ids[first + many :]
             body["content_parts"] = [{"type": "audio_url", "url": f"data:audio/wav;base64,{as_wav(samples)}"}]
         for _ in range(LOST_ANSWERS):
-            restarts = self._restarts
+            before = self._seen
             answer = post(self.server, "/inference/v1/generate", body, prompt.row)
-            if self._held() == self.transport.checksum and self._restarts == restarts and not _given_up(answer):
+            self._seen = after = self._state(prompt.row)
+            if before == after and self._is_synced(after) and not _given_up(answer):
                 break
             self._restore(prompt.row)
         else:
@@ -158,33 +165,36 @@ class ServerRollouts:
             what = f"{self.server.url} answers what vLLM 0.30 does not: {str(answer)[:120]!r}"
             raise RolloutError(what, row=prompt.row, field="url", cure=SERVED) from None
 
-    def _restore(self, row: str) -> None:
-        """Give a server that was restarted the weights of the last sync again."""
-        with self._lock:
-            held = self._held()
-            if held == self.transport.checksum:
+    def _restore(self, row: str | None) -> None:
+        """See that the server holds the weights of the last sync: one that was restarted gets them again."""
+        with self.transport.lock:
+            self._seen = self._state(row)
+            if self._is_synced(self._seen):
                 return
-            if held is not None:
-                what = f"{self.server.url} holds weights that this training did not send (checksum {held:.12})"
-                cure = "give each training a server of its own, and start it anew for a new training"
-                raise RolloutError(what, row=row, field="url", cure=cure)
+            if any(held is not None for _, held in self._seen):
+                raise other_training(self.server, row)
             LOG.warning("%s was restarted: it gets the weights of the last sync again", self.server.url)
-            # Counted before the weights are there: an answer that was begun without them must not pass for one.
-            self._restarts += 1
             self._paused(self.transport.send_again)
+            self._seen = self._state(row)
 
     def _paused(self, send: Callable[[], Any]) -> Any:
         """`send()` while the server computes nothing. What is under way is given up, every cache is emptied."""
         post(self.server, "/pause", {})
         try:
-            return send()
-        finally:
-            post(self.server, "/resume", {})
+            done = send()
+        except BaseException:
+            with contextlib.suppress(RolloutError):  # it may be gone
+                post(self._once, "/resume", {})
+            raise
+        post(self.server, "/resume", {})
+        return done
 
-    def _held(self) -> str | None:
-        """Checksum of the weights that all of the server's workers were sent; None when one has the checkpoint's."""
-        held = {report["held"] for report in ask_workers(self.server, "report_weights")}
-        return held.pop() if len(held) == 1 else None
+    def _state(self, row: str | None) -> State:
+        return [(report["boot"], report["held"]) for report in ask_workers(self.server, "report_weights", row=row)]
+
+    def _is_synced(self, state: State) -> bool:
+        expected = self.transport.expected()
+        return all(held == expected for _, held in state)
 
 
 def _given_up(answer: Any) -> bool:

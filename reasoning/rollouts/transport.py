@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import FileLock
 from safetensors.torch import save
 from torch import Tensor
 
@@ -19,6 +22,8 @@ from reasoning.rollouts.receiving import add_to_checksum
 FILE_BYTES = 2**30
 """A sync is cut into files of about this size: the trainer holds one of them in memory at a time."""
 
+STEM, RECORD = "weights-", "last-sync.json"
+
 SERVED = (
     "see that the server runs as `equivox serve --model DIR --rollouts FOLDER` starts it, and look at its log; the "
     "same training command then goes on from its last checkpoint"
@@ -26,17 +31,21 @@ SERVED = (
 
 
 class Transport(Protocol):
-    """Brings tensors into a server. checksum: of what it holds by this transport, None before the first `send`."""
+    """Brings tensors into a server. lock: held while one of the training's ranks does so."""
 
     name: str
-    checksum: str | None
+    lock: AbstractContextManager[Any]
+
+    def expected(self) -> str | None:
+        """Checksum that the server's workers report after the last `send` of any rank, None before the first."""
+        ...
 
     def send(self, tensors: Mapping[str, Tensor]) -> int:
         """Replace the server's weights by these. Returns how many bytes they have."""
         ...
 
     def send_again(self) -> None:
-        """The last `send` once more, for a server that lost it."""
+        """The last `send` of any rank once more, for a server that lost it."""
         ...
 
     def close(self) -> None:
@@ -47,16 +56,15 @@ class Transport(Protocol):
 class FileTransport:
     """Safetensors files in a folder of this machine that the server watches; it says what arrived by checksum.
 
-    The last sync stays on disk until the next one, for a server that is restarted. In memory the folder is fastest
-    (/dev/shm). Raises RolloutError when the server watches another folder, or none.
+    The last sync and its record stay there until the next one: for ranks that did not send it, and for a server that is
+    restarted. A folder in memory is fastest (/dev/shm). Raises RolloutError when the server watches another folder.
     """
 
     name = "file"
 
     def __init__(self, folder: Path, server: Endpoint) -> None:
         self.folder, self.server = folder.resolve(), server
-        self.checksum: str | None = None
-        self._files: list[str] = []
+        self._sent: str | None = None
         watched = ask_workers(server, "report_weights")[0]["folder"]
         if Path(watched) != self.folder:
             raise RolloutError(
@@ -64,46 +72,63 @@ class FileTransport:
                 field="rollouts",
                 cure=f"name {watched} for the training, or start `equivox serve --rollouts {self.folder}`",
             )
+        self.lock = FileLock(self.folder / "lock")
+
+    def expected(self) -> str | None:
+        """Raises RolloutError when another training sent weights after this one."""
+        checksum = self._record()["checksum"]
+        if self._sent is not None and checksum != self._sent:
+            raise other_training(self.server)
+        return checksum
 
     def send(self, tensors: Mapping[str, Tensor]) -> int:
         """Raises StorageError when the disk refuses and RolloutError when the server does, which then is as before."""
-        before, mark = self._files, self.checksum
+        files: list[str] = []
         try:
-            written = self._write(tensors)
-            self.send_again()
+            checksum, written = self._write(tensors, files)
+            self._load(files, checksum)
+            write_atomic(self.folder / RECORD, json.dumps({"checksum": checksum, "files": files}))
         except BaseException:
-            self._remove(self._files)
-            self._files, self.checksum = before, mark
+            self._remove(files)
             raise
-        self._remove(before)
+        self._sent = checksum
+        self._remove({path.name for path in self.folder.glob(f"{STEM}*")}.difference(files))
         return written
 
     def send_again(self) -> None:
         """Have the server read the files of the last `send`."""
-        for answer in ask_workers(self.server, "receive_files", self._files, self.checksum):
-            if "refused" in answer:
-                what = f"{self.server.url} refuses the weights: {answer['refused']}"
-                raise RolloutError(what, field="rollouts", cure=answer["cure"])
+        record = self._record()
+        self._load(record["files"], record["checksum"])
 
     def close(self) -> None:
-        """Remove the files of the last sync."""
-        self._remove(self._files)
-        self._files = []
+        """Remove what this rank sent."""
+        if self._sent is not None:
+            self._remove({RECORD, *(path.name for path in self.folder.glob(f"{STEM}*"))})
 
-    def _write(self, tensors: Mapping[str, Tensor]) -> int:
-        """New files with the tensors, which become the last sync's. Returns the tensors' bytes."""
-        stem, digest, written = secrets.token_hex(8), hashlib.sha256(), 0
-        self._files = []
+    def _write(self, tensors: Mapping[str, Tensor], files: list[str]) -> tuple[str, int]:
+        """(checksum, bytes) of the tensors in new files, whose names are added to `files`."""
+        stem, digest, written = STEM + secrets.token_hex(8), hashlib.sha256(), 0
         for part in portions(tensors, FILE_BYTES):
             for name, tensor in part.items():
                 add_to_checksum(digest, name, tensor)
                 written += tensor.nbytes
-            self._files.append(f"weights-{stem}-{len(self._files):05d}.safetensors")
-            write_atomic(self.folder / self._files[-1], save(part))
-        self.checksum = digest.hexdigest()
-        return written
+            files.append(f"{stem}-{len(files):05d}.safetensors")
+            write_atomic(self.folder / files[-1], save(part))
+        return digest.hexdigest(), written
 
-    def _remove(self, files: list[str]) -> None:
+    def _load(self, files: Sequence[str], checksum: str) -> None:
+        for answer in ask_workers(self.server, "receive_files", files, checksum):
+            if "refused" in answer:
+                what = f"{self.server.url} refuses the weights: {answer['refused']}"
+                raise RolloutError(what, field="rollouts", cure=answer["cure"])
+
+    def _record(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / RECORD).read_bytes())
+        except FileNotFoundError:
+            return {"checksum": None, "files": []}
+
+    def _remove(self, files: Iterable[str]) -> None:
         for name in files:
             (self.folder / name).unlink(missing_ok=True)
 
@@ -123,9 +148,9 @@ def portions(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Te
         yield part
 
 
-def ask_workers(server: Endpoint, method: str, *args: Any) -> list[dict[str, Any]]:
+def ask_workers(server: Endpoint, method: str, *args: Any, row: str | None = None) -> list[dict[str, Any]]:
     """What each of the server's workers returns from a method of `WeightReceiver`."""
-    return post(server, "/collective_rpc", {"method": method, "args": list(args)})["results"]
+    return post(server, "/collective_rpc", {"method": method, "args": list(args)}, row)["results"]
 
 
 def post(server: Endpoint, path: str, body: Mapping[str, Any], row: str | None = None) -> Any:
@@ -134,3 +159,10 @@ def post(server: Endpoint, path: str, body: Mapping[str, Any], row: str | None =
         return server.post(path, dict(body), row)
     except EvaluationError as error:
         raise RolloutError(error.what, row=row, field="url", cure=SERVED) from None
+
+
+def other_training(server: Endpoint, row: str | None = None) -> RolloutError:
+    """The error that a server's weights are none of this training's."""
+    what = f"{server.url} holds weights that this training did not send"
+    cure = "give each training a server and a folder of its own; start the server anew for a new training"
+    return RolloutError(what, row=row, field="url", cure=cure)

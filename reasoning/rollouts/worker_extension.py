@@ -7,6 +7,7 @@ and by nobody who asks it.
 from __future__ import annotations
 
 import os
+import secrets
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ from reasoning.rollouts.receiving import checksum, receive
 
 FOLDER_VARIABLE = "EQUIVOX_ROLLOUTS"
 """Environment variable of the server: the one folder that weights are read from."""
+
+BOOT = secrets.token_hex(8)
+"""Tells this process from the one that takes its place after a restart."""
 
 INCOMPLETE = "incomplete"
 """Held where a load failed in its middle."""
@@ -61,9 +65,9 @@ class WeightReceiver:
     replaced_names: frozenset[str] = frozenset()
 
     def report_weights(self) -> dict[str, str | None]:
-        """folder: where weights are read from. held: checksum of the last ones, None for the checkpoint's. dtype."""
+        """boot: of this process. held: checksum of what it was given, None for the checkpoint's. folder. dtype."""
         dtype = str(self.model_runner.model_config.dtype).removeprefix("torch.")
-        return {"folder": os.environ[FOLDER_VARIABLE], "held": self.held_checksum, "dtype": dtype}
+        return {"boot": BOOT, "held": self.held_checksum, "folder": os.environ[FOLDER_VARIABLE], "dtype": dtype}
 
     def receive_files(self, files: list[str], expected: str) -> dict[str, str]:
         """Replace weights by the tensors in `files` of the watched folder; the others are the checkpoint's again.
@@ -87,7 +91,8 @@ class WeightReceiver:
                 receive(self, ChainMap(cast(Any, sent), again))
             self.held_checksum, self.replaced_names = arrived, frozenset(sent)
         except EquivoxError as error:
-            return {"refused": str(error), "cure": error.cure or "see the server's log"}
+            said = EquivoxError(error.what, row=error.row, field=error.field)  # without its cure
+            return {"refused": str(said), "cure": error.cure or "look at the server's log"}
         except Exception as error:
             what = f"failed with {type(error).__name__}: {error}"
             return {"refused": what, "cure": "restart the server, whose weights are no longer whole"}

@@ -16,6 +16,7 @@ from reasoning.errors import ModelError, RolloutError
 from reasoning.inference.server_engine import LocalCheckpoint
 from reasoning.models.loading import add_adapter, load_model
 from reasoning.models.prompter import Prompter, prompt_batch
+from reasoning.rollouts.receiving import checksum
 from reasoning.rollouts.rollouts import Prompt, Sampling
 from reasoning.rollouts.server import ServerRollouts
 from reasoning.rollouts.transport import ask_workers
@@ -66,15 +67,22 @@ class Trainer:
                     parameter.add_(torch.randn_like(parameter) * 0.05)
         return loaded
 
-    @torch.no_grad()
-    def logps(self, model, prompts, completions):
-        """By transformers' ordinary forward, one text at a time; audio tokens as likely as the model has them."""
+    def logits(self, model, prompt, completion):
+        """Of each token of the completion, by transformers' ordinary forward: (tokens, vocabulary)."""
+        with torch.no_grad():
+            batch = prompt_batch(self.prompter, [[*prompt.ids, *completion]], [prompt.heard])
+            return model(**batch).logits[0, len(prompt.ids) - 1 : -1]
+
+    def logps(self, model, prompts, completions, temperature=None):
+        """temperature: as drawn at it, where the tokens that stand for audio cannot be; None: over all tokens."""
         found = []
         for prompt, completion in zip(prompts, completions, strict=True):
-            batch = prompt_batch(self.prompter, [[*prompt.ids, *completion]], [prompt.heard])
-            logps = model(**batch).logits[0].log_softmax(-1)
-            start = len(prompt.ids) - 1
-            found.append([logps[start + i, token].item() for i, token in enumerate(completion)])
+            logits = self.logits(model, prompt, completion)
+            if temperature is not None:
+                logits[:, self.base.modality_token_ids()] = -torch.inf
+                logits /= temperature
+            places = torch.arange(len(completion))
+            found.append(logits.log_softmax(-1)[places, torch.tensor(completion, dtype=torch.long)].tolist())
         return found
 
 
@@ -123,7 +131,7 @@ def test_samples_carry_the_log_probabilities_that_transformers_gives_them(rollou
     drawn = rollouts.sample(trainer.prompts, 3, SEEDS, DRAW)
     prompts, samples = flat(trainer, drawn)
     assert [len(s) for s in drawn] == [3] * len(trainer.prompts)
-    reference = trainer.logps(trainer.base.base, prompts, [s.ids for s in samples])
+    reference = trainer.logps(trainer.base.base, prompts, [s.ids for s in samples], temperature=1.0)
     assert worst([s.logps for s in samples], reference) < TOLERANCE_NATS
     ends = rollouts.checkpoint.stop_ids
     assert all((s.ids[-1] in ends) != s.truncated and not set(s.ids[:-1]) & set(ends) for s in samples)
@@ -159,15 +167,8 @@ def test_a_seed_draws_the_same_alone_and_among_others_and_sample_j_is_that_of_se
 def test_temperature_and_cuts_are_those_asked_for(rollouts, trainer):
     hot = replace(DRAW, temperature=1.7)
     prompts, samples = flat(trainer, rollouts.sample(trainer.prompts[:4], 2, SEEDS[:4], hot))
-    never = torch.tensor(trainer.base.modality_token_ids())
-    for prompt, sample in zip(prompts, samples, strict=True):
-        with torch.no_grad():
-            logits = trainer.base.base(
-                **prompt_batch(trainer.prompter, [[*prompt.ids, *sample.ids]], [prompt.heard])
-            ).logits
-        drawn_from = logits[0, len(prompt.ids) - 1 : -1].index_fill(1, never, -torch.inf)
-        expected = (drawn_from / 1.7).log_softmax(-1).gather(1, torch.tensor(sample.ids)[:, None])[:, 0]
-        assert (expected - torch.tensor(sample.logps)).abs().max() < TOLERANCE_NATS
+    expected = trainer.logps(trainer.base.base, prompts, [s.ids for s in samples], temperature=1.7)
+    assert worst([s.logps for s in samples], expected) < TOLERANCE_NATS
     greedy = ids_of(rollouts.sample(trainer.prompts[:4], 1, SEEDS[:4], GREEDY))
     assert ids_of(rollouts.sample(trainer.prompts[:4], 1, SEEDS[:4], replace(hot, top_k=1))) == greedy
     (short,) = rollouts.sample(trainer.prompts[:1], 1, [0], replace(DRAW, max_new_tokens=3))
@@ -178,7 +179,8 @@ def test_text_without_audio_is_sampled_too(rollouts, trainer):
     ids = trainer.prompter.prompt_ids("a tone", None, "no_think")
     prompt = Prompt("deaf", ids, "a tone", "no_think", None, None)
     ((sample,),) = rollouts.sample([prompt], 1, [0], DRAW)
-    assert worst([sample.logps], trainer.logps(trainer.base.base, [prompt], [sample.ids])) < TOLERANCE_NATS
+    expected = trainer.logps(trainer.base.base, [prompt], [sample.ids], temperature=1.0)
+    assert worst([sample.logps], expected) < TOLERANCE_NATS
 
 
 def test_a_prompt_that_the_server_reads_otherwise_or_that_does_not_fit_is_refused(rollouts, trainer):
@@ -199,18 +201,17 @@ def test_after_a_sync_the_server_is_the_merged_model_and_nothing_of_the_one_befo
     touched = Touched(adapted.model)
     synced = rollouts.sync(touched)
     held = ask_workers(rollouts.server, "report_weights")[0]["held"]
-    assert held == synced.checksum == rollouts.transport.checksum
+    assert held == synced.checksum == checksum(touched)
     assert (synced.tensors, synced.bytes) == (len(touched), sum(touched[name].nbytes for name in touched))
     prompts, samples = flat(trainer, rollouts.sample(trainer.prompts, 1, SEEDS, GREEDY))
     assert [s.ids for s in samples] != [s.ids for (s,) in before]
     merged = adapted.model.merge_and_unload()
-    assert worst([s.logps for s in samples], trainer.logps(merged, prompts, [s.ids for s in samples])) < TOLERANCE_NATS
+    expected = trainer.logps(merged, prompts, [s.ids for s in samples], temperature=1.0)
+    assert worst([s.logps for s in samples], expected) < TOLERANCE_NATS
     for prompt, sample in zip(prompts, samples, strict=True):
-        with torch.no_grad():
-            batch = prompt_batch(trainer.prompter, [[*prompt.ids, *sample.ids]], [prompt.heard])
-            likeliest = merged(**batch).logits[0, len(prompt.ids) - 1 : -1]
-        likeliest[:, trainer.base.modality_token_ids()] = -torch.inf
-        assert likeliest.argmax(-1).tolist() == sample.ids
+        logits = trainer.logits(merged, prompt, sample.ids)
+        logits[:, trainer.base.modality_token_ids()] = -torch.inf
+        assert logits.argmax(-1).tolist() == sample.ids
 
 
 def test_a_clip_that_was_heard_already_is_heard_anew_after_its_projector_changed(rollouts, trainer):
@@ -255,6 +256,16 @@ def test_a_server_of_another_base_is_refused_by_its_name(server, trainer):
         ServerRollouts(server[0].url, "equivox-0123", checkpoint, server[1])
 
 
+def test_another_rank_samples_by_what_the_first_one_sent(server, rollouts, trainer):
+    other = connect(server, trainer)
+    for seed in (6, 7):
+        rollouts.sync(Touched(trainer.adapted(seed).model))
+        drawn = rollouts.sample(trainer.prompts[:2], 2, SEEDS[:2], DRAW)
+        assert other.sample(trainer.prompts[:2], 2, SEEDS[:2], DRAW) == drawn
+    other.close()
+    assert rollouts.sample(trainer.prompts[:2], 2, SEEDS[:2], DRAW) == drawn
+
+
 def test_weights_of_another_training_are_noticed(server, rollouts, trainer):
     other = connect(server, trainer)
     other.sync(Touched(trainer.adapted(4).model))
@@ -272,11 +283,11 @@ def test_a_server_killed_in_the_middle_costs_time_and_no_other_samples(serve, se
     comeback = threading.Thread(
         target=serve, args=("--model", trainer.path, "--rollouts", folder), kwargs={"port": running.port}
     )
-    asked, ask = [], client._held
+    asked, ask = [], client._state
 
-    def killed_after_three_answers():
-        asked.append(1)
-        if len(asked) == 3:
+    def killed_after_three_answers(row):
+        asked.append(row)
+        if len(asked) == 4:
             os.killpg(running.process.pid, signal.SIGKILL)
             running.process.wait()
             with pytest.raises(
@@ -284,9 +295,9 @@ def test_a_server_killed_in_the_middle_costs_time_and_no_other_samples(serve, se
             ):
                 impatient.sample(trainer.prompts[:1], 1, [0], DRAW)
             comeback.start()
-        return ask()
+        return ask(row)
 
-    monkeypatch.setattr(client, "_held", killed_after_three_answers)
+    monkeypatch.setattr(client, "_state", killed_after_three_answers)
     assert ids_of(client.sample(trainer.prompts, 4, SEEDS, DRAW)) == undisturbed
     comeback.join()
     assert [r.message for r in caplog.records if "was restarted" in r.message] == [

@@ -44,7 +44,7 @@ def server(http_server, folder):
         def reply(self, path, body, headers):
             assert path == "/collective_rpc"
             if body["method"] == "report_weights":
-                result = {"folder": self.watches, "held": None, "dtype": "float32"}
+                result = {"folder": self.watches, "boot": "1", "held": None}
             elif self.refusal:
                 result = {"refused": self.refusal, "cure": "mend it"}
             else:
@@ -65,6 +65,10 @@ def endpoint(server):
     return Endpoint(server.url, retries=1, wait=0.01)
 
 
+def weights(folder):
+    return sorted(path.name for path in folder.glob("weights-*"))
+
+
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -75,8 +79,8 @@ def test_every_tensor_arrives_with_its_bytes_in_files_cut_to_size(server, folder
     sender = FileTransport(folder, endpoint(server))
     assert sender.send(TENSORS) == sum(t.nbytes for t in TENSORS.values())
     assert same(server.seen[0], TENSORS)
-    assert sender.checksum == checksum(TENSORS)
-    assert len(os.listdir(folder)) == {1: 3, 60: 2, 10**6: 1}[limit]
+    assert sender.expected() == checksum(TENSORS)
+    assert len(weights(folder)) == {1: 3, 60: 2, 10**6: 1}[limit]
 
 
 def test_tensors_are_computed_once_and_in_the_order_of_names():
@@ -98,11 +102,30 @@ def test_only_the_last_sync_lies_in_the_folder_and_can_be_sent_again(server, fol
     sender.send(TENSORS)
     newer = {name: tensor + 1 for name, tensor in TENSORS.items()}
     sender.send(newer)
-    assert len(os.listdir(folder)) == 1
+    assert len(weights(folder)) == 1
     sender.send_again()
     assert [same(seen, newer) for seen in server.seen] == [False, True, True]
     sender.close()
     assert os.listdir(folder) == []
+
+
+def test_every_rank_knows_the_last_sync_and_can_send_it_again_but_only_who_sent_it_removes_it(server, folder):
+    sender, other = FileTransport(folder, endpoint(server)), FileTransport(folder, endpoint(server))
+    assert other.expected() is None
+    sender.send(TENSORS)
+    assert other.expected() == checksum(TENSORS)
+    other.send_again()
+    other.close()
+    assert same(server.seen[-1], TENSORS)
+    sender.send_again()
+
+
+def test_a_second_training_in_the_same_folder_is_noticed_by_the_first(server, folder):
+    one, two = FileTransport(folder, endpoint(server)), FileTransport(folder, endpoint(server))
+    one.send(TENSORS)
+    two.send({"c.bias": torch.zeros(1)})
+    with pytest.raises(RolloutError, match="holds weights that this training did not send"):
+        one.expected()
 
 
 def test_a_refusal_is_one_error_and_the_sync_before_it_still_stands(server, folder):
@@ -113,16 +136,16 @@ def test_a_refusal_is_one_error_and_the_sync_before_it_still_stands(server, fold
         sender.send({"x": torch.zeros(1)})
     server.refusal = None
     sender.send_again()
-    assert sender.checksum == checksum(TENSORS)
+    assert sender.expected() == checksum(TENSORS)
     assert same(server.seen[-1], TENSORS)
-    assert len(os.listdir(folder)) == 1
+    assert len(weights(folder)) == 1
 
 
 def test_a_full_disk_is_one_clear_error_leaves_no_part_and_the_sync_before_it(server, folder, monkeypatch):
     monkeypatch.setattr(transport, "FILE_BYTES", 1)
     sender = FileTransport(folder, endpoint(server))
     sender.send(TENSORS)
-    before = sorted(os.listdir(folder))
+    before = weights(folder)
     left = [None]  # the first file still fits
 
     def full(file):
@@ -134,7 +157,8 @@ def test_a_full_disk_is_one_clear_error_leaves_no_part_and_the_sync_before_it(se
         disk.setattr(os, "fsync", full)
         with pytest.raises(StorageError, match=r"weights-.*No space left on device.*free space"):
             sender.send({name: tensor + 1 for name, tensor in TENSORS.items()})
-    assert sorted(os.listdir(folder)) == before
+    assert not list(folder.glob(".*"))
+    assert weights(folder) == before
     sender.send_again()
     assert same(server.seen[-1], TENSORS)
 

@@ -32,7 +32,8 @@ def worker(folder, untrained_checkpoint):
 
 
 def test_it_reports_its_folder_its_number_type_and_that_the_weights_are_the_checkpoints(worker, folder):
-    assert worker.report_weights() == {"folder": str(folder), "held": None, "dtype": "float32"}
+    report = worker.report_weights()
+    assert report == {"boot": report["boot"], "held": None, "folder": str(folder), "dtype": "float32"}
 
 
 def test_only_plain_files_right_in_the_folder_are_read(folder, tmp_path):
