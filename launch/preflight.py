@@ -19,6 +19,8 @@ from reasoning.errors import ConfigError
 from reasoning.training.memory_estimate import TRUST, ModelShape, Need, RunShape, cures, needs, peak, stored_parameters
 
 GIB = 2**30
+AUDIO_TOKENS_A_SECOND = 25
+"""Of Whisper-like towers, pooled by two: one for 40 ms."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +44,7 @@ def preflight(data: Any, model: Any, reward: Any, rollout: Any, args: Any) -> No
     shape, asked = ModelShape.read(Path(model.model_name_or_path)), run_shape(data, model, args, corpus, rows)
     found = needs(shape, asked)
     machines = memories(found, args)
-    print(estimate_table(found, machines), flush=True)
+    print(estimate_table(found, machines, a_second(shape, asked)), flush=True)
     short = [place for place, (free, needed) in machines.items() if needed > free]
     lowered = cures(shape, asked, min(machines[place][0] for place in short)) if short else []
     if short:
@@ -156,11 +158,18 @@ def memories(found: Sequence[Need], args: Any) -> dict[str, tuple[float, float]]
     return {"GPU memory": (gpu, peak(found, host=False)), "memory": (memory, peak(found, host=True))}
 
 
-def estimate_table(found: Sequence[Need], machines: Mapping[str, tuple[float, float]]) -> str:
-    """Each need on a line, the worst moment of each memory, and whether it fits."""
+def a_second(shape: ModelShape, asked: RunShape) -> float:
+    """Bytes that one more second of audio in every prompt would need."""
+    longer = replace(asked, prompt=asked.prompt + AUDIO_TOKENS_A_SECOND)
+    return peak(needs(shape, longer)) - peak(needs(shape, asked))
+
+
+def estimate_table(found: Sequence[Need], machines: Mapping[str, tuple[float, float]], second: float) -> str:
+    """Each need on a line, what a second of audio costs, the worst moment of each memory, and whether it fits."""
     width = max(len(need.name) for need in found)
     lines = ["memory of a step, one process, beside Python and its libraries", ""]
     lines += [f"  {need.name:{width}}  {need.bytes / GIB:7.2f} GiB  {need.when}" for need in found]
+    lines += ["", f"  each second of audio more in the longest clips: {second / GIB:.2f} GiB"]
     for place, (free, needed) in machines.items():
         verdict = "fits" if needed * TRUST <= free else "tight" if needed <= free else "DOES NOT FIT"
         lines += ["", f"{place}: {needed / GIB:.1f} GiB at the worst moment, {free / GIB:.1f} GiB free: {verdict}"]

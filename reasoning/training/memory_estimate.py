@@ -130,11 +130,12 @@ class Need:
 
 def needs(model: ModelShape, run: RunShape) -> list[Need]:
     """What one process needs, beside Python and its libraries."""
+    passed = f"activations: {run.micro} completions of {run.completion} tokens, {run.prompts} prompts of {run.prompt}"
     found = [
         Need(f"weights of the base ({run.weight_bytes} bytes a number)", model.parameters * run.weight_bytes, "always"),
         Need("adapter: weights, gradients, AdamW's two moments", 16 * run.adapter, "always"),
         Need("encoded audio of the training clips", _encoded(model, run), "always", host=True),
-        Need(f"activations: {run.micro} completions, {run.prompts} prompts", activations(model, run), "training"),
+        Need(passed, activations(model, run), "training"),
         Need("logits of the completions", logits(model, run), "training"),
     ]
     if run.vllm_gib:

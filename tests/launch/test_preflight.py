@@ -31,9 +31,14 @@ def options(trained, out: Path, *more: str) -> list[str]:
 def test_a_sound_setup_prints_estimate_and_table_and_trains_nothing(trained_checkpoint, tmp_path, capsys):
     assert main(options(trained_checkpoint, tmp_path / "run")) == 0
     out = capsys.readouterr().out
-    for part in ("weights of the base", "activations: 8 completions, 4 prompts", "cache of generate: 16 completions"):
+    for part in (
+        "weights of the base",
+        "activations: 8 completions of 60 tokens, 4 prompts of ",
+        "cache of generate: 16 completions",
+    ):
         assert part in out
     assert "GiB free: fits" in out
+    assert "each second of audio more" in out
     assert out.count("  pass") == 7
     assert "DIFFERS" not in out
     assert not (tmp_path / "run").exists()
@@ -80,7 +85,7 @@ def test_too_little_memory_is_an_error_after_the_gate_with_what_to_lower(
 
 @pytest.mark.parametrize(("free", "says"), [(16.0, "fits"), (11.0, "tight"), (9.9, "DOES NOT FIT")])
 def test_the_verdict_allows_for_what_the_estimate_can_be_off(free, says):
-    table = estimate_table([Need("all", 10 * 2**30, "always")], {"memory": (free * 2**30, 10.0 * 2**30)})
+    table = estimate_table([Need("all", 10 * 2**30, "always")], {"memory": (free * 2**30, 10.0 * 2**30)}, 0.0)
     assert f"10.0 GiB at the worst moment, {free:.1f} GiB free: {says}\n" in table
 
 
