@@ -48,6 +48,14 @@ def test_an_overridden_method_still_takes_what_we_pass(seam, expected):
         ("_generate", "self._tokenize_prompts(prompts)", "prompts come from our prompter"),
         ("_generate_and_score_completions", "self._calculate_rewards(", "group spread is read there"),
         ("_prepare_inputs", "split_tensor_dict(generation_batch", "what each sample carries is split with it"),
+        ("__init__", "if self.use_vllm: # Initialize vLLM generation backend", "without use_vllm it starts no vLLM"),
+        ("_generate_single_turn", "self.vllm_generation.sync_weights()", "TRL syncs there and so not at all"),
+        ("_generate_and_score_completions", "self.use_vllm and self.vllm_importance_sampling_correction",
+         "setting use_vllm afterwards turns the correction on"),
+        ("_generate_and_score_completions", "old_per_token_logps - sampling_per_token_logps", "it compares our own"),
+        ("_generate_and_score_completions", 'float("nan") if x is None else x', "a reference's tokens get ratio 1"),
+        ("_generate_and_score_completions", 'append( self.accelerator.gather(mean_delta).mean().item() )', "the gap"),
+        ("_compute_loss", 'per_token_loss * inputs["importance_sampling_ratio"]', "the ratio weighs the loss"),
         ("_get_train_sampler", "RepeatSampler( data_source=dataset", "its generator and seed give an epoch's order"),
     ],
 )  # fmt: skip
@@ -79,6 +87,17 @@ def test_dpo_reads_nothing_of_the_fused_head_that_ours_does_not_give():
     refused_or_of_mixtures_of_experts = {"log_sum_sq_probs", "aux_loss"}
     assert read - refused_or_of_mixtures_of_experts <= FusedOutput.__dataclass_fields__.keys()
     assert "log_probs" in read
+
+
+def test_trl_uses_its_own_vllm_nowhere_else():
+    """It is never made: what reads it is what we replace, or serves tools and rollout_func, which we never pass."""
+    methods = inspect.getmembers(GRPOTrainer, inspect.isfunction)
+    readers = {name for name, method in methods if "self.vllm_generation" in inspect.getsource(method)}
+    assert readers == {"__init__", "_generate_single_turn", "_tool_call_loop", "_generate"}
+    assert inspect.getsource(GRPOTrainer._generate).count("self.vllm_generation") == 1
+    assert inspect.getsource(GRPOTrainer._generate).index("self.rollout_func") < inspect.getsource(
+        GRPOTrainer._generate
+    ).index("self.vllm_generation")
 
 
 def test_trl_itself_is_still_deaf_which_is_why_the_overrides_exist():
