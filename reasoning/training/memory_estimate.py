@@ -167,7 +167,8 @@ def activations(model: ModelShape, run: RunShape) -> float:
         a_token = 16 * model.hidden + 8 * model.attention + 16 * model.intermediate + 28 * run.rank
         a_key, a_weight = 8 * model.attention + 8 * model.key_values, 4 * model.heads
     if not run.eager:
-        a_token += (2 if half else 4) * model.attention
+        # The kernel's output is kept beside the copy of it that is cast for the output projection's adapter.
+        a_token += 2 * model.attention if half else 0
         a_weight = 0
     kept = model.layers * (queries * a_token + keys * a_key + weights * a_weight)
     # Frozen weights are cast anew in each of the two passes, and each copy is kept for the gradient of its input.
