@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def with_thinking(rows: list[dict[str, Any]], corpus: Corpus, level: str, traces
 
 def open_run(args: Any, *options: Any) -> bool:
     """Start or continue the run in args.output_dir under these options; False where it is already finished."""
+    check_trackers(args.report_to)
     folder = Path(args.output_dir)
     if args.process_index == 0:
         start_run(folder, resolved(*map(asdict, options), args.to_dict()))
@@ -142,6 +144,15 @@ def check_ranks(args: Any) -> None:
             field="use_cpu",
             cure="set use_cpu: true for CPU ranks, or false on GPUs",
         )
+
+
+def check_trackers(report_to: Sequence[str]) -> None:
+    """Raise ConfigError where a run should report to a tracker that is not installed."""
+    for name in ("wandb", "trackio"):
+        if name in report_to and find_spec(name) is None:
+            raise ConfigError(
+                f"{name} is not installed", field="report_to", cure=f"pip install {name}, or leave it out"
+            )
 
 
 def check_grpo(args: Any, n_rewards: int) -> None:

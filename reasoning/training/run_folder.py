@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from reasoning.errors import ConfigError, StorageError, changes
 from reasoning.files import disk_problem, write_atomic
@@ -129,12 +129,20 @@ def run_to_end(trainer: Trainer, folder: Path, loaded: Loaded) -> None:
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
         finish_run(trainer, folder, loaded)
     except Exception as error:
+        _end_progress_bar(trainer)
         said = disk_problem(error)
         if said is None:
             raise
         last = last_whole_checkpoint(folder)
         cure = f"free space, then give the same command: it goes on from {Path(last).name if last else 'the start'}"
         raise StorageError(f"cannot be written: {said}", row=str(folder), cure=cure) from error
+
+
+def _end_progress_bar(trainer: Trainer) -> None:
+    """Let what is printed next begin on a line of its own."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+            callback.training_bar.close()
 
 
 def finish_run(trainer: Trainer, folder: Path, loaded: Loaded) -> None:

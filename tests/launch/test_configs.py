@@ -42,6 +42,7 @@ def test_a_shipped_config_is_read_by_its_command(path: Path, tmp_path: Path, mon
     assert options["data"] == "data/none"
     assert options["use_cpu"] is True
     assert options["seed"] == 7
+    assert options["report_to"] == ["tensorboard"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 from trl import GRPOConfig
 
+import launch.training
 from data_builders.rows import read_corpus
 from launch.arguments import DataArguments, ModelArguments
-from launch.training import check_ranks, check_saving, load_for_training, training_rows
+from launch.training import check_ranks, check_saving, check_trackers, load_for_training, training_rows
 from reasoning.errors import ConfigError
 from reasoning.models.loading import add_adapter, load_model
 
@@ -106,6 +107,14 @@ def grpo_config(folder, **changes) -> GRPOConfig:
     options = {"num_generations": 4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
                "max_steps": 60, "use_cpu": True, "bf16": False}  # fmt: skip
     return GRPOConfig(str(folder), **options | changes)
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded(monkeypatch):
+    check_trackers(["tensorboard"])
+    monkeypatch.setattr(launch.training, "find_spec", lambda name: None if name == "trackio" else object())
+    check_trackers(["wandb", "tensorboard"])
+    with pytest.raises(ConfigError, match=r"report_to: trackio is not installed\. To mend: pip install trackio"):
+        check_trackers(["tensorboard", "trackio"])
 
 
 def test_a_misspelt_option_is_named_before_any_value_is_judged():
