@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "--readouts",
         type=_names,
         default="label,verbalized",
-        help="of label, verbalized, and guided: verbalized under the answer grammar (default: label,verbalized)",
+        help="of label, verbalized, guided, guided_mean (docs/evaluate.md; default: label,verbalized)",
     )
     p.add_argument(
         "--controls",

@@ -16,17 +16,20 @@ from reasoning.emotions import EmotionSet
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.baselines import Baselines
 from reasoning.evaluation.controls import CONTROLS, ShuffledPlan, plan_shuffled, silence
-from reasoning.evaluation.predictions import READOUTS, Prediction, read_predictions
+from reasoning.evaluation.predictions import READOUTS, SAMPLES, Prediction, read_predictions
 from reasoning.evaluation.probe import linear_probe
 from reasoning.files import drop_unfinished_line
+from reasoning.inference.asking import request_seed
 from reasoning.inference.engine import Engine, Generation, LabelScores, Request
-from reasoning.response import read_response
+from reasoning.response import Reading, read_response
 
 Array = NDArray[np.float64]
 Features = Callable[[Sequence[Clip]], Array]
 """Clips -> pooled audio features (N, D), for the linear probe."""
 
 _CHOICES = {"readouts": READOUTS, "control_readouts": READOUTS, "dev_readouts": READOUTS, "controls": CONTROLS}
+_AT_ONCE = 64
+"""Clips whose samples are drawn before the first of them is saved."""
 _BASELINES = ("uniform", "training_prior", "jsd_constant", "sentence_only", "linear_probe")
 
 
@@ -149,16 +152,45 @@ def request_for(clip: Clip, job: Job, level: str, root: Path) -> Request:
     return Request(clip.id, root / job.donors.get(clip.id, clip).audio, clip.transcript, level)
 
 
+@dataclass(frozen=True)
+class _Samples:
+    """Several answers to one request."""
+
+    id: str
+    generations: tuple[Generation, ...]
+
+
 def _answers(
     engine: Engine, job: Job, requests: Sequence[Request], asked: Asked
-) -> Iterator[LabelScores] | Iterator[Generation]:
+) -> Iterator[LabelScores] | Iterator[Generation] | Iterator[_Samples]:
     if job.readout == "label":
         return engine.score_labels(requests)
+    if job.readout == "guided_mean":
+        return _samples(engine, requests, asked)
     options = {"max_new_tokens": asked.max_new_tokens, "temperature": 0.0, "seed": asked.seed}
     return engine.generate(requests, **options, guided=job.readout == "guided")
 
 
-def _line(answer: LabelScores | Generation, clip: Clip, job: Job, asked: Asked, emotions: EmotionSet) -> Prediction:
+def _samples(engine: Engine, requests: Sequence[Request], asked: Asked) -> Iterator[_Samples]:
+    for start in range(0, len(requests), _AT_ONCE):
+        part = requests[start : start + _AT_ONCE]
+        drawn = [
+            engine.generate(
+                part,
+                max_new_tokens=asked.max_new_tokens,
+                temperature=1.0,
+                seed=request_seed(asked.seed, f"sample {k}"),
+                guided=True,
+            )
+            for k in range(SAMPLES)
+        ]
+        for generations in zip(*map(list, drawn), strict=True):
+            yield _Samples(generations[0].id, generations)
+
+
+def _line(
+    answer: LabelScores | Generation | _Samples, clip: Clip, job: Job, asked: Asked, emotions: EmotionSet
+) -> Prediction:
     heard = job.donors.get(clip.id, clip).audio if job.control in ("none", "shuffled") else None
     where = (clip, asked.fold, job.split, asked.system, job.readout, job.control)
     if isinstance(answer, LabelScores):
@@ -166,11 +198,26 @@ def _line(answer: LabelScores | Generation, clip: Clip, job: Job, asked: Asked, 
         vote = emotions.names[int(np.argmax(probabilities))]
         problems = ("forced",) if answer.forced else ()
         return _about(*where, probabilities, vote, prefix=answer.prefix, problems=problems, audio=heard)
+    if isinstance(answer, Generation):
+        reading, problems = _read(answer, emotions)
+        return _about(*where, reading.probabilities, reading.vote, problems=problems, text=answer.text, audio=heard)
+    read = [_read(generation, emotions) for generation in answer.generations]
+    shares = [reading.probabilities for reading, _ in read if reading.probabilities is not None]
+    # One answer that cannot be read spoils the mean: dropping it would let failing pay.
+    mean = tuple(np.mean(shares, axis=0).tolist()) if len(shares) == len(read) else None
+    vote = None if mean is None else emotions.names[int(np.argmax(mean))]
+    problems = tuple(dict.fromkeys(problem for _, found in read for problem in found))
+    text = "\n\n".join(generation.text for generation in answer.generations)
+    return _about(*where, mean, vote, problems=problems, text=text, audio=heard)
+
+
+def _read(answer: Generation, emotions: EmotionSet) -> tuple[Reading, tuple[str, ...]]:
+    """(what it says, why it cannot be used)."""
     reading = read_response(answer.text, emotions)
     problems = reading.problems
     if answer.truncated and problems and "truncated" not in problems:
         problems = (*problems, "truncated")
-    return _about(*where, reading.probabilities, reading.vote, problems=problems, text=answer.text, audio=heard)
+    return reading, problems
 
 
 def predict_baselines(

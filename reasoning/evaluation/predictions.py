@@ -14,9 +14,11 @@ from typing import Any
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.controls import CONTROLS
 
-READOUTS = ("label", "verbalized", "guided")
-"""guided: the Shares as verbalized, written under the answer grammar, which lets them do nothing but add up."""
-WRITTEN = ("verbalized", "guided")
+WRITTEN = ("verbalized", "guided", "guided_mean")
+"""Readouts of Shares. verbalized: one greedy answer, written freely. guided: the same under the answer grammar, which
+lets shares do nothing but add up. guided_mean: the mean of SAMPLES such answers, sampled at temperature 1."""
+READOUTS = ("label", *WRITTEN)
+SAMPLES = 8
 _KNOWN = {
     "readout": (*READOUTS, "none"),
     "control": ("none", *CONTROLS),

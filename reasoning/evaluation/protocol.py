@@ -9,7 +9,7 @@ from typing import Any
 from reasoning.distributions import SHARE_FLOOR
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.metrics import TIE_RULE, UNPARSEABLE_RULE
-from reasoning.evaluation.predictions import Prediction
+from reasoning.evaluation.predictions import SAMPLES, Prediction
 from reasoning.evaluation.record import RunRecord
 
 VOTE_RULE = "all votes as counted, unsmoothed; each clip weighs the same; no clip is dropped for its disagreement"
@@ -83,10 +83,13 @@ def protocol_of(runs: Sequence[RunRecord], test: Sequence[Prediction]) -> Protoc
         readouts=(
             "label: softmax over the labels right after `Vote:` (prefix no_think: no thinking before it; own_think: "
             "the model's own); verbalized: the Shares that the model wrote, freely; guided: the same where the answer "
-            "grammar gives every token that breaks it probability zero"
+            "grammar gives every token that breaks it probability zero; guided_mean: the mean of several such"
         ),
         prompt_level=_each(runs, "level"),
-        decoding=f"greedy, at most {_each(runs, 'max_new_tokens')} new tokens",
+        decoding=(
+            f"greedy; guided_mean: {SAMPLES} samples at temperature 1; "
+            f"at most {_each(runs, 'max_new_tokens')} new tokens each"
+        ),
         nll_floor=SHARE_FLOOR,
         temperature=TEMPERATURE_RULE,
         intervals=INTERVAL_RULE,

@@ -87,9 +87,11 @@ class KnowingEngine:
         seed: int = 0,
         guided: bool = False,
     ) -> Iterator[Generation]:
-        assert temperature == 0
         for request in requests:
             shares = self._shares(request)
+            if temperature > 0:
+                rng = np.random.default_rng([seed % 2**32, *request.id.encode()])
+                shares = tuple(rng.dirichlet(20 * np.array(shares) + 1e-3).tolist())
             text = write_response(shares, CREMA_D.names[int(np.argmax(shares))], CREMA_D)
             cut = request.id in self.garbled
             yield Generation(request.id, text[:30] if cut else text, 30, truncated=cut)

@@ -9,8 +9,9 @@ import pytest
 from reasoning.emotions import CREMA_D
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.predict import Asked, Job, PredictionFile, plan_jobs, predict, request_for, some_clips
-from reasoning.evaluation.predictions import read_predictions
+from reasoning.evaluation.predictions import SAMPLES, WRITTEN, read_predictions
 from reasoning.evaluation.record import PREDICTIONS, open_run
+from reasoning.response import read_response
 
 
 def test_every_system_readout_control_and_split_has_its_lines(finished_run):
@@ -109,6 +110,49 @@ def test_a_limited_run_plays_the_donors_of_a_full_one(bench):
     some, _ = plan_jobs(asked, [], bench.clips[:5], bench.clips)
     donors = [next(job.donors for job in jobs if job.control == "shuffled") for jobs in (full, some)]
     assert [donors[0][c.id].id for c in bench.clips[:5]] == [donors[1][c.id].id for c in bench.clips[:5]]
+
+
+def test_the_guided_mean_is_the_mean_of_its_answers_each_of_another_sample(bench, tmp_path):
+    job = Job("guided_mean", "none", "test", tuple(bench.clips[:3]), {})
+    with PredictionFile(tmp_path / "p.jsonl") as sink:
+        predict(bench.engine(), [job], Asked("x", seed=4), CREMA_D, bench.root, sink)
+    for line in read_predictions(tmp_path / "p.jsonl"):
+        assert line.text is not None
+        answers = [read_response(text, CREMA_D).probabilities for text in line.text.split("\n\n")]
+        assert len(set(answers)) == len(answers) == SAMPLES
+        np.testing.assert_allclose(line.probabilities, np.mean(np.array(answers), axis=0))
+        assert line.vote == CREMA_D.names[int(np.argmax(line.probabilities))]
+
+
+def test_one_sample_that_cannot_be_read_spoils_the_mean(bench, tmp_path):
+    engine = bench.engine()
+    engine.garbled = {bench.clips[1].id}
+    job = Job("guided_mean", "none", "test", tuple(bench.clips[:2]), {})
+    with PredictionFile(tmp_path / "p.jsonl") as sink:
+        predict(engine, [job], Asked("x"), CREMA_D, bench.root, sink)
+    good, bad = read_predictions(tmp_path / "p.jsonl")
+    assert not good.problems
+    assert bad.probabilities is None
+    assert "truncated" in bad.problems
+
+
+def test_only_guided_readouts_are_asked_for_under_the_grammar(bench, tmp_path):
+    guided = []
+
+    class Noting:
+        name = "noting"
+
+        def generate(self, requests, **options):
+            guided.append(options["guided"])
+            options.pop("guided")
+            return bench.engine().generate(requests, **options)
+
+        score_labels = None
+
+    jobs = [Job(readout, "none", "test", tuple(bench.clips[:1]), {}) for readout in WRITTEN]
+    with PredictionFile(tmp_path / "p.jsonl") as sink:
+        predict(Noting(), jobs, Asked("x"), CREMA_D, bench.root, sink)
+    assert guided == [False, True, *[True] * SAMPLES]
 
 
 def test_own_thinking_that_had_to_be_closed_is_counted(bench, tmp_path):
