@@ -38,10 +38,9 @@ def check_vllm(args: Any, rollout: RolloutArguments) -> None:
     if args.vllm_mode == "server" and rollout.rollouts_folder is None:
         cure = "name the folder of `equivox serve --rollouts FOLDER`"
         raise ConfigError("is missing: the server takes its weights from there", field="rollouts_folder", cure=cure)
-    if args.vllm_tensor_parallel_size > 1:
-        what = "is for vllm_mode colocate not supported: a rank would need the prompts of its neighbours"
-        cure = "set it to 1, or start a server with --tensor-parallel-size"
-        raise ConfigError(what, field="vllm_tensor_parallel_size", cure=cure)
+    if args.vllm_mode == "colocate" and args.world_size % args.vllm_tensor_parallel_size:
+        what = f"is {args.vllm_tensor_parallel_size}, which does not divide the {args.world_size} ranks"
+        raise ConfigError(what, field="vllm_tensor_parallel_size")
     for name, default in (("generation_kwargs", None), ("vllm_structured_outputs_regex", None)):
         if getattr(args, name) != default:
             raise ConfigError("is not passed to vLLM", field=name, cure="leave it out")
@@ -83,6 +82,7 @@ def open_rollouts(loaded: Loaded, rollout: RolloutArguments, args: Any) -> Rollo
         dtype="bfloat16" if args.bf16 else str(loaded.base.dtype).removeprefix("torch."),
         max_num_seqs=args.per_device_train_batch_size * args.steps_per_generation,
         sleep=args.vllm_enable_sleep_mode,
+        tensor_parallel_size=args.vllm_tensor_parallel_size,
         gpu_memory_utilization=args.vllm_gpu_memory_utilization,
         max_model_len=args.vllm_max_model_length,
         model_impl=args.vllm_model_impl,

@@ -27,22 +27,38 @@ class Colocate:
 
     dtype: "float32" or "bfloat16", what the trainer computes in. max_num_seqs: completions under way at once.
     sleep: leave the GPU to the trainer between rollouts; the weights wait in the machine's memory, since those that
-    training did not touch are never sent again. options: of vLLM's engine. Raises ConfigError without vLLM.
+    training did not touch are never sent again. tensor_parallel_size: neighbouring ranks that hold one vLLM between
+    them. options: of vLLM's engine. Raises ConfigError without vLLM.
     """
 
     name = "colocate"
     shared = False
     hears = False
 
-    def __init__(self, loaded: Loaded, *, dtype: str, max_num_seqs: int, sleep: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        dtype: str,
+        max_num_seqs: int,
+        sleep: bool = False,
+        tensor_parallel_size: int = 1,
+        **options: Any,
+    ) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # tensors are handed over by reference, not sent
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if ranks > 1:
             options["distributed_executor_backend"] = "external_launcher"  # its ranks are those of the trainer
+        self._group: Any = None
+        if tensor_parallel_size > 1:
+            parts = [list(range(i, i + tensor_parallel_size)) for i in range(0, ranks, tensor_parallel_size)]
+            self._group, _ = torch.distributed.new_subgroups_by_enumeration(parts)
         self.projector, self.dtype = loaded.projector, dtype
         self.vllm = LocalVllm(
             loaded,
             dtype=dtype,
-            max_num_seqs=max_num_seqs,
+            max_num_seqs=max_num_seqs * tensor_parallel_size,
+            tensor_parallel_size=tensor_parallel_size,
             enable_sleep_mode=sleep,
             logprobs_mode="processed_logprobs",  # of what was drawn from: after temperature and what is never sampled
             **options,
@@ -110,7 +126,14 @@ class Colocate:
     def _ask(self, prompts: Sequence[Embedded], options: Sequence[dict[str, Any]]) -> list[Any]:
         self._wake()
         try:
-            return self.vllm.ask(prompts, options)
+            if self._group is None:
+                return self.vllm.ask(prompts, options)
+            # Ranks that hold one vLLM between them must compute the same at once: each asks for all, and keeps its own.
+            asked: list[Any] = [None] * torch.distributed.get_world_size(self._group)
+            torch.distributed.all_gather_object(asked, (prompts, options), self._group)
+            answers = self.vllm.ask([p for part, _ in asked for p in part], [o for _, part in asked for o in part])
+            before = sum(len(part) for part, _ in asked[: torch.distributed.get_rank(self._group)])
+            return answers[before : before + len(prompts)]
         finally:
             self._rest()
 

@@ -39,7 +39,7 @@ def grpo(trained, out: Path, **changes) -> subprocess.CompletedProcess[str]:
 
 def lines(out: Path) -> list[dict[str, Any]]:
     read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in read if "reward" in line]
+    return [line for line in read if "loss" in line]
 
 
 def texts(out: Path, step: int) -> list[tuple[str, str]]:
@@ -116,7 +116,7 @@ def test_with_sleep_mode_a_gpu_is_shared_and_rollouts_stay_near_the_trainer(trai
     ("change", "says"),
     [
         ({"vllm_mode": "server"}, r"rollouts_folder: is missing.*equivox serve --rollouts"),
-        ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size"),
+        ({"vllm_tensor_parallel_size": 2}, "is 2, which does not divide the 1 ranks"),
         ({"generation_kwargs": {"do_sample": False}}, "generation_kwargs: is not passed to vLLM"),
         ({"vllm_structured_outputs_regex": "a+"}, "vllm_structured_outputs_regex: is not passed to vLLM"),
         ({"loss_type": "vespo"}, "is sequence_mask, but loss_type vespo needs token_truncate or token_mask"),
@@ -128,8 +128,8 @@ def test_with_sleep_mode_a_gpu_is_shared_and_rollouts_stay_near_the_trainer(trai
 def test_what_rollouts_would_not_follow_is_refused(change, says):
     from trl import GRPOConfig
 
-    args = vars(GRPOConfig("unused", use_vllm=True, use_cpu=True, bf16=False, report_to=[]))
-    asked = SimpleNamespace(**{**args, **change})
+    args = GRPOConfig("unused", use_vllm=True, use_cpu=True, bf16=False, report_to=[])
+    asked = SimpleNamespace(**{**vars(args), "world_size": args.world_size, **change})
     with pytest.raises(ConfigError, match=says):
         check_vllm(asked, RolloutArguments())
     asked.use_vllm = False
