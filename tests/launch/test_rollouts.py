@@ -22,7 +22,7 @@ from reasoning.errors import ConfigError
 REPOSITORY = Path(__file__).parents[2]
 
 
-def grpo(trained, out: Path, **changes) -> subprocess.CompletedProcess[str]:
+def grpo(trained, out: Path, ranks: int = 1, **changes) -> subprocess.CompletedProcess[str]:
     options = {
         "config": REPOSITORY / "launch" / "configs" / "grpo.yaml", "model_name_or_path": trained.model,
         "data": trained.corpus, "output_dir": out, "use_vllm": "true", "max_steps": 3, "save_steps": 2,
@@ -31,6 +31,10 @@ def grpo(trained, out: Path, **changes) -> subprocess.CompletedProcess[str]:
         "save_total_limit": 5, "learning_rate": 1e-3, "train_projector": "true",
     } | changes  # fmt: skip
     command = [sys.executable, "-m", "launch.grpo"]
+    if ranks > 1:
+        launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0", "--num_processes"]
+        config = REPOSITORY / "accelerate_configs" / "cpu.yaml"
+        command[1:1] = [*launcher, str(ranks), "--config_file", str(config)]
     for key, value in options.items():
         command += [f"--{key}", str(value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # adapters are compared bit by bit
@@ -84,6 +88,19 @@ def test_an_interrupted_run_samples_the_same_again_and_ends_at_the_same_adapter(
     assert len(set(texts(finished, 3))) > 8
     a, b = (load_file(folder / "adapter_model.safetensors") for folder in (finished, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.vllm
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [1, 2], ids=["a vLLM each", "one vLLM between them"])
+def test_two_ranks_sample_what_one_rank_samples(finished, trained_checkpoint, tmp_path, cut):
+    out = tmp_path / "run"
+    changes = {"per_device_train_batch_size": 4, "max_steps": 2, "vllm_tensor_parallel_size": cut}
+    run = grpo(trained_checkpoint, out, ranks=2, **changes)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert sorted(texts(out, 1)) == sorted(texts(finished, 1))
+    assert all(line["rollout/gap_max"] < 0.01 for line in lines(out))
 
 
 @pytest.mark.vllm
