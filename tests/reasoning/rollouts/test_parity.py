@@ -446,40 +446,41 @@ class Broken:
         return self.engine.sync(tensors) if self.takes >= 0 else Synced(0, 0, 0.0, None)
 
 
+@pytest.fixture(scope="module")
+def colocated(side):
+    from reasoning.rollouts.colocate import Colocate
+
+    engine = Colocate(side.policy.loaded, dtype="float32", max_num_seqs=8)
+    yield engine
+    engine.close()
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 class TestColocatedVllm:
-    @pytest.fixture(scope="class")
-    def engine(self, side):
-        from reasoning.rollouts.colocate import Colocate
-
-        colocated = Colocate(side.policy.loaded, dtype="float32", max_num_seqs=8)
-        yield colocated
-        colocated.close()
-
     def check(self, side, engine, sampling: Sampling = SAMPLING):
         tensors = Touched(side.policy.loaded.model, without=side.policy.loaded.family.projector)
         return check_parity(side.policy, engine, side.cases, sampling, sync=lambda: engine.sync(tensors), trained=True)
 
-    def test_it_passes_every_part_by_far(self, side, engine):
-        found = self.check(side, engine)
+    def test_it_passes_every_part_by_far(self, side, colocated):
+        found = self.check(side, colocated)
         assert verdicts(found) == dict.fromkeys(PARTS, True), found.table()
         figures = found.figures()
         for audio in ("own", "swapped"):
             assert figures[f"parity/log_probabilities_{audio}_audio_mean"] < 1e-3
         assert figures["parity/hearing_trainer"] == pytest.approx(figures["parity/hearing_rollouts"], rel=0.01)
 
-    def test_it_draws_from_what_it_reports_at_another_temperature(self, side, engine):
-        found = self.check(side, engine, Sampling(max_new_tokens=60, temperature=1.5))
+    def test_it_draws_from_what_it_reports_at_another_temperature(self, side, colocated):
+        found = self.check(side, colocated, Sampling(max_new_tokens=60, temperature=1.5))
         assert verdicts(found)["log-probabilities as drawn, T 1.5"] is True, found.table()
 
-    def test_without_its_audio_it_is_refused(self, side, engine):
+    def test_without_its_audio_it_is_refused(self, side, colocated):
         def silent(prompt):
             return replace(prompt, heard=replace(prompt.heard, features=torch.zeros_like(prompt.heard.features)))
 
-        judged = verdicts(self.check(side, Broken(engine, silent)))
+        judged = verdicts(self.check(side, Broken(colocated, silent)))
         assert {judged[name] for name in (AUDIO, OWN, SWAPPED, WORTH)} == {False}
 
-    def test_without_its_syncs_it_is_refused_for_the_changed_adapter(self, side, engine):
-        judged = verdicts(self.check(side, Broken(engine, takes=1)))
+    def test_without_its_syncs_it_is_refused_for_the_changed_adapter(self, side, colocated):
+        judged = verdicts(self.check(side, Broken(colocated, takes=1)))
         assert [name for name, passed in judged.items() if passed is False] == [CHANGED]
