@@ -27,14 +27,14 @@ from reasoning.training.run_reader import Run, distinct_clips, read_run
 
 METRICS = (
     ("loss", "loss"),
-    ("ce", "cross-entropy, nats a token"),
+    ("ce", "CE, nats a token"),
     ("trace_ce", "  of the traces"),
     ("vote_kl", "vote KL, nats a clip"),
     ("mean_token_accuracy", "token accuracy"),
-    (r"rewards/(chosen|rejected|margins|accuracies)", r"\1, implicit reward"),
+    (r"rewards/(chosen|rejected|margins|accuracies)", r"implicit \1"),
     ("reward", "reward"),
     (r"rewards/(.+)/mean", r"  \1"),
-    ("reward_spread", "reward spread in a group"),
+    ("reward_spread", "reward spread"),
     ("groups/quiet", "quiet groups"),
     ("parse_rate", "parse rate"),
     (r"problems/(.+)", r"  \1"),
@@ -44,14 +44,14 @@ METRICS = (
     ("entropy", "entropy, nats a token"),
     ("clip_ratio/region_mean", "clipped share"),
     ("kl", "KL to the reference"),
-    ("rollout/gap_(.+)", r"gap to the rollouts, \1, nats"),
+    ("rollout/gap_(.+)", r"rollout gap, nats, \1"),
     ("sync/(.+)", r"weight sync, \1"),
     ("learning_rate", "learning rate"),
     ("grad_norm", "gradient norm"),
 )
 """(pattern of logged names, what is shown); of the problems only those that occurred."""
 
-SPARKS, SPARK_WIDTH = "▁▂▃▄▅▆▇█", 40
+SPARKS, SPARK_WIDTH, BAR_WIDTH = "▁▂▃▄▅▆▇█", 20, 40
 SILENT_STEPS = 10
 """A run that wrote nothing for the time of so many steps may have been stopped."""
 
@@ -114,7 +114,7 @@ def header(seen: Run, now: float) -> RenderableType:
     a_step, left = seen.seconds_a_step, seen.seconds_left
     bar.add_row(
         f"step {seen.step}{known}",
-        ProgressBar(total=seen.steps or 1, completed=seen.step if seen.steps else 0, width=SPARK_WIDTH),
+        ProgressBar(total=seen.steps or 1, completed=seen.step if seen.steps else 0, width=BAR_WIDTH),
         f"{a_step:.1f} s a step" if a_step else "",
         "" if left is None or seen.finished else f"{duration(left)} left",
         state(seen, now),
@@ -142,6 +142,9 @@ def duration(seconds: float) -> str:
 def metrics_table(seen: Run) -> Table:
     """A row a metric: its last value, with the deviation where one is logged, and its course."""
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, min_width=SPARK_WIDTH)  # the last steps are its end, which must not be cut off
     for pattern, title in METRICS:
         for name in seen.names(pattern):
             values = seen.series(name)

@@ -30,7 +30,7 @@ LOGGED = {
 }  # fmt: skip
 SHOWN = {
     "loss": "0.250", "vote KL, nats a clip": "0.125", "reward": "0.500 ± 0.062", "closeness": "0.750 ± 0.312",
-    "mine": "7.000 ± 0.000", "reward spread in a group": "0.875", "quiet groups": "0.375", "parse rate": "0.625",
+    "mine": "7.000 ± 0.000", "reward spread": "0.875", "quiet groups": "0.375", "parse rate": "0.625",
     "bad_sum": "0.250", "answers without a vote": "0.016", "answers cut off": "0.047", "tokens an answer": "57.500",
     "entropy, nats a token": "1.125", "clipped share": "0.031", "KL to the reference": "0.008",
     "learning rate": "0.0002", "gradient norm": "1.500",
@@ -74,7 +74,7 @@ def test_everything_a_grpo_run_logs_is_shown_and_problems_only_where_they_occurr
 def test_the_gap_between_trainer_and_rollouts_is_shown_when_it_is_logged(tmp_path, capsys, monkeypatch):
     lines = [{"step": 1, "loss": 0.1, "rollout/gap_mean": 0.0625, "sync/bytes": 2.5e6}]
     text = page(write_run(tmp_path / "grpo", lines, GRPO), capsys, monkeypatch)
-    assert rows_of(text)["gap to the rollouts, mean, nats"] == "0.062"
+    assert rows_of(text)["rollout gap, nats, mean"] == "0.062"
     assert rows_of(text)["weight sync, bytes"] == "2.5e+06"
 
 
@@ -82,12 +82,12 @@ def test_loss_terms_of_sft_and_dpo_are_shown(tmp_path, capsys, monkeypatch):
     sft = [{"step": 10, "loss": 2.5, "ce": 1.75, "trace_ce": 1.25, "vote_kl": 0.75, "mean_token_accuracy": 0.5}]
     text = page(write_run(tmp_path / "sft", sft, {"max_steps": -1, "num_train_epochs": 1.0}), capsys, monkeypatch)
     assert rows_of(text) == {
-        "loss": "2.500", "cross-entropy, nats a token": "1.750", "of the traces": "1.250",
+        "loss": "2.500", "CE, nats a token": "1.750", "of the traces": "1.250",
         "vote KL, nats a clip": "0.750", "token accuracy": "0.500",
     }  # fmt: skip
     dpo = [{"step": 1, "loss": 0.5, "rewards/chosen": 0.25, "rewards/margins": 0.125, "rewards/accuracies": 1.0}]
     text = page(write_run(tmp_path / "dpo", dpo, {"max_steps": 4, "pairs": "p.parquet"}), capsys, monkeypatch)
-    assert rows_of(text)["margins, implicit reward"] == "0.125"
+    assert rows_of(text)["implicit margins"] == "0.125"
     assert "dpo of" in text
 
 
@@ -136,6 +136,13 @@ def test_watching_writes_nothing(tmp_path, capsys, monkeypatch):
     files = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
     page(folder, capsys, monkeypatch)
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()} == files
+
+
+def test_the_last_steps_stay_in_sight_in_a_narrow_window(tmp_path, capsys, monkeypatch):
+    lines = [{"step": s, "rewards/a_reward_of_a_long_name/mean": float(s == 100)} for s in range(1, 101)]
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main([str(write_run(tmp_path / "run", lines, GRPO)), "--once"]) == 0
+    assert "▁" * 19 + "█ " in capsys.readouterr().out
 
 
 def test_a_sparkline_runs_from_the_lowest_to_the_highest_value():
