@@ -92,8 +92,8 @@ def add_answer_head(model: PreTrainedModel, label_trie: LabelTrie) -> None:
             at_slot = before[rows, slots.to(before.device)]
             if tree is None:
                 logits = lm_head(at_slot).float()
-                output.label_logits = logits[:, label_index]
-                output.label_mass = output.label_logits.logsumexp(-1) - logits.logsumexp(-1)
+                output.label_logits = of_labels = logits[:, label_index]
+                output.label_mass = of_labels.logsumexp(-1) - logits.logsumexp(-1)
             else:
                 output.label_logits = tree.scores(lm_head(torch.cat([at_slot[:, None], in_tree], dim=1)))
                 output.label_mass = output.label_logits.logsumexp(-1)
