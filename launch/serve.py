@@ -92,7 +92,8 @@ def vllm_command(args: argparse.Namespace, checkpoint: Path, more: list[str], *,
         *("--limit-mm-per-prompt", '{"audio": 1}'),
         *("--structured-outputs-config", '{"backend": "guidance"}'),  # guided answers are asked for in Lark grammars
         *("--generation-config", "vllm"),  # sampling options come with the requests, none from the checkpoint
-        *(["--enforce-eager"] if eager else []),
+        # A prompt cut in two is drawn for twice; vLLM then rewinds its generator, which a CPU's cannot.
+        *(["--enforce-eager", "--no-enable-chunked-prefill"] if eager else []),
         *(FOR_ROLLOUTS if args.rollouts else []),
         *more,
     ]

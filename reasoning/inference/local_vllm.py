@@ -75,6 +75,8 @@ class LocalVllm:
             dtype=dtype,
             max_num_seqs=max_num_seqs,
             enforce_eager=on_cpu,
+            # A prompt cut in two is drawn for twice; vLLM then rewinds its generator, which a CPU's cannot.
+            enable_chunked_prefill=False if on_cpu else None,
             enable_mm_embeds=True,
             limit_mm_per_prompt={"audio": 0},  # of audio that vLLM would have to encode itself: its tower stays out
             generation_config="vllm",  # no sampling options from the checkpoint

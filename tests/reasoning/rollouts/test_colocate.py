@@ -89,7 +89,7 @@ def both(trained_checkpoint):
         Prompt(c.id, prompter.prompt_ids(c.transcript, h, "no_think"), c.transcript, "no_think", path, h)
         for c, path, h in zip(clips, paths, memory.hear(paths, [c.id for c in clips]), strict=True)
     ]
-    rollouts = Colocate(loaded, dtype="float32", max_num_seqs=32)
+    rollouts = Colocate(loaded, dtype="float32", max_num_seqs=64)
     yield Sides(loaded, prompter, memory, prompts, rollouts)
     rollouts.close()
 
@@ -189,6 +189,15 @@ def test_one_prompt_with_its_audio_is_sent_for_all_its_samples_and_sample_j_adds
     assert [[s.ids for s in group] for group in again] == [[s.ids for s in group] for group in groups]
     other = sides.rollouts.sample(sides.prompts, 3, [s + 100 for s in seeds], DRAWN)
     assert [[s.ids for s in group] for group in other] != [[s.ids for s in group] for group in groups]
+
+
+def test_more_prompts_than_one_pass_takes_keep_their_seeds(sides):
+    """vLLM then cuts a prompt in two, and would have to take back a draw, which a CPU's generator cannot."""
+    passes = sides.rollouts.vllm.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    assert 8 * sum(len(p.ids) for p in sides.prompts) > passes
+    groups = sides.rollouts.sample(sides.prompts, 8, range(0, 800, 100), DRAWN)
+    alone = sides.rollouts.sample(sides.prompts[7:], 1, [703], DRAWN)
+    assert alone[0][0].ids == groups[7][3].ids
 
 
 @torch.no_grad()
