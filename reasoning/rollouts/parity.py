@@ -28,13 +28,14 @@ CLIPS, SAMPLES = 4, 2
 @dataclass(frozen=True)
 class Limits:
     """What passes. mean, p99: |difference| of a token's log-probability, nats. audio: largest difference of a feature,
-    as a share of the features' root mean square. hearing: difference of what the audio is worth, as a share of it.
+    as a share of the features' root mean square. share: difference of an effect (of a swap, of a changed adapter), as
+    a share of it.
     """
 
     mean: float
     p99: float
     audio: float
-    hearing: float
+    share: float
 
 
 LIMITS = {"float32": Limits(0.01, 0.1, 1e-3, 0.1), "bfloat16": Limits(0.1, 0.5, 0.05, 0.33)}
@@ -50,8 +51,8 @@ LEAST_HEARD = 0.5
 """Nats a completion that a policy which was trained to hear must lose when its sound is swapped, on average: a deaf
 pair agrees perfectly, at zero."""
 
-POWER = 4
-"""A changed adapter must move the trainer's log-probabilities by this many times what is allowed to differ."""
+POWER = 10
+"""A changed adapter must move the trainer's log-probabilities by this many times the gap between the sides."""
 
 
 @dataclass(frozen=True)
@@ -253,9 +254,9 @@ def hearing_part(ours: Sequence[Logps], theirs: Sequence[Logps], limits: Limits,
     """Do the sides lose the same when a completion's own sound is swapped for another's, and is it anything at all?"""
     worth = [float(np.mean([sum(t) - sum(s) for t, s in zip(*side, strict=True)])) for side in (ours, theirs)]
     said = f"trainer {worth[0]:.3g}, rollouts {worth[1]:.3g} nats a completion"
-    limit = f"within {limits.hearing:.0%}, {LEAST_HEARD:g} or more"
+    limit = f"within {limits.share:.0%}, {LEAST_HEARD:g} or more"
     figures = {"hearing_trainer": worth[0], "hearing_rollouts": worth[1]}
-    allowed = limits.hearing * max(abs(worth[0]), LEAST_HEARD)
+    allowed = limits.share * max(abs(worth[0]), LEAST_HEARD)
     agree, cure = abs(worth[0] - worth[1]) <= allowed, "see that the engine is handed each clip's own audio"
     passed: bool | None = agree
     if agree and worth[0] < LEAST_HEARD:
@@ -271,15 +272,17 @@ def change_part(before: tuple[Logps, Logps], moved: tuple[Logps, Logps], back: L
     theirs = _flat(moved[1]) - _flat(before[1])
     size, gap = float(np.abs(ours).mean()), float(np.abs(ours - theirs).mean())
     left = float(np.abs(_flat(back) - _flat(before[1])).mean())
-    # Two differences of two numbers, each allowed to be off by the limit.
-    allowed = 2 * limits.mean
+    apart = float(np.abs(_flat(before[0]) - _flat(before[1])).mean())
+    # Two differences of two numbers, each allowed to be off by the limit; but no more than a part of the change itself.
+    allowed = min(2 * limits.mean, limits.share * size)
     other = float(np.abs(theirs).mean())
     said = f"trainer moves {size:.2g}, rollouts {other:.2g}, apart {gap:.2g}, left behind {left:.2g} nats"
     figures = {"change_trainer": size, "change_gap": gap, "change_left": left}
     passed = bool(gap <= allowed and left <= allowed)
-    # `passed` is worth nothing where the trainer itself hardly moved.
-    verdict = None if passed and size < POWER * allowed else passed
-    return Part("a changed adapter, and back", verdict, said, f"{allowed:g} apart and left", figures, _SYNC_CURE)
+    # Where the sides differ about as much before the change as by it, nothing can be told of it.
+    verdict = None if size <= POWER * apart else passed
+    limit = f"{allowed:.2g} apart and left"
+    return Part("a changed adapter, and back", verdict, said, limit, figures, _SYNC_CURE)
 
 
 def _flat(logps: Logps) -> np.ndarray:

@@ -399,10 +399,13 @@ def test_log_probabilities_that_are_no_numbers_never_pass():
 
 
 def test_a_change_too_small_to_tell_is_called_so():
-    before, moved = [[-1.0, -2.0]], [[-1.01, -2.01]]
+    before, noisy, moved, far = [[-1.0, -2.0]], [[-1.005, -2.005]], [[-1.01, -2.01]], [[-3.0, -2.5]]
     limits = LIMITS["float32"]
-    assert change_part((before, before), (moved, moved), before, limits).passed is None
-    far = [[-3.0, -2.5]]
+    assert change_part((before, noisy), (moved, moved), noisy, limits).passed is None
+    assert change_part((before, noisy), (far, far), noisy, limits).passed is True
+    assert change_part((before, before), (moved, moved), before, limits).passed is True
+    assert change_part((before, before), (moved, before), before, limits).passed is False
+    assert change_part((before, before), (before, before), before, limits).passed is None
     assert change_part((before, before), (far, far), before, limits).passed is True
     assert change_part((before, before), (far, before), before, limits).passed is False
     assert change_part((before, before), (far, far), far, limits).passed is False
@@ -485,3 +488,16 @@ class TestColocatedVllm:
     def test_without_its_syncs_it_is_refused_for_the_changed_adapter(self, side, colocated):
         judged = verdicts(self.check(side, Broken(colocated, takes=1)))
         assert [name for name, passed in judged.items() if passed is False] == [CHANGED]
+
+    def test_in_bfloat16_it_passes_the_wider_limits_and_a_lost_sync_still_shows(self, side):
+        from reasoning.rollouts.colocate import Colocate
+
+        engine = Colocate(side.policy.loaded, dtype="bfloat16", max_num_seqs=8)
+        try:
+            sound, lost = self.check(side, engine), self.check(side, Broken(engine, takes=1))
+        finally:
+            engine.close()
+        assert sound.dtype == lost.dtype == "bfloat16"
+        assert verdicts(sound) == dict.fromkeys(PARTS, True), sound.table()
+        assert sound.figures()["parity/log_probabilities_swapped_audio_mean"] > 1e-4, "rounding shows"
+        assert [name for name, passed in verdicts(lost).items() if passed is False] == [CHANGED]
