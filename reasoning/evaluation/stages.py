@@ -17,7 +17,7 @@ import numpy as np
 
 from reasoning.emotions import EmotionSet
 from reasoning.errors import EvaluationError
-from reasoning.evaluation.comparisons import sentence, verdict_of
+from reasoning.evaluation.comparisons import NON_INFERIORITY_MARGIN, sentence, verdict_of
 from reasoning.evaluation.human import RATERS, enough_votes, raters_against_the_rest, sampling_floor
 from reasoning.evaluation.metrics import PROPER, per_clip
 from reasoning.evaluation.predictions import Prediction
@@ -28,6 +28,15 @@ from reasoning.verifier import grounded_share
 
 JUDGED = ("jsd_bits", *PROPER)
 """What decides whether a stage helps."""
+
+SAID = {
+    "helps": "jsd_bits falls, and a proper score agrees",
+    "sharpens": "jsd_bits falls, but no proper score agrees",
+    "does not help": f"a gain of {NON_INFERIORITY_MARGIN:g} jsd_bits or more is excluded",
+    "hurts": "jsd_bits rises, and a proper score agrees",
+    "undecided": "the interval leaves room for a gain and for none: more clips, speakers or seeds would tell",
+}
+"""What may be said of a stage over the one that it stands on, and the rule."""
 
 REFERENCES = ("training_prior", "linear_probe")
 """Baselines that are shown beside the stages."""
@@ -82,11 +91,8 @@ def compare_stages(predictions: Sequence[Prediction], told: Told) -> dict[str, A
         "human": _human(predictions, told),
         "stages": [_figures(stage, told) for stage in stages],
         "comparisons": found,
-        "said": {kind: [c["title"] for c in found if c["verdict"] == kind] for kind in _SAID},
+        "said": {kind: [c["title"] for c in found if c["said"] == kind] for kind in SAID},
     }
-
-
-_SAID = ("better", "sharpening", "unclear", "worse")
 
 
 def pool_seeds(predictions: Sequence[Prediction], told: Told) -> list[Stage]:
@@ -167,8 +173,15 @@ def _compare(stage: Stage, under: Stage) -> dict[str, Any]:
         "title": f"{stage.title} over {under.name}",
         "metrics": {key: interval.to_dict() for key, interval in differences.items()},
         "verdict": verdict,
+        "said": _said(verdict, differences["jsd_bits"]),
         "sentence": sentence(stage.title, under.title, differences, None, verdict, "system"),
     }
+
+
+def _said(verdict: str, jsd: Interval) -> str:
+    if verdict != "unclear":
+        return {"better": "helps", "sharpening": "sharpens", "worse": "hurts"}[verdict]
+    return "does not help" if jsd.low > -NON_INFERIORITY_MARGIN else "undecided"
 
 
 def _figures(stage: Stage, told: Told) -> dict[str, Any]:

@@ -7,13 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reasoning.evaluation.markdown import escape
+from reasoning.evaluation.stages import SAID
 
-SAID = {
-    "better": "Stages that help (jsd_bits falls, and a proper score agrees)",
-    "sharpening": "Gains that are sharpening (jsd_bits falls, no proper score agrees)",
-    "unclear": "Stages that do not help (no clear difference)",
-    "worse": "Stages that hurt",
-}
 _METRICS = {
     "jsd_bits": "jsd_bits ↓",
     "nll_bits": "nll_bits ↓",
@@ -49,11 +44,16 @@ def stages_markdown(found: Mapping[str, Any], made_by: str, plot: str, notes: Se
         _people(found["human"]),
         f"{_POOLING} {_RULES}",
         "## What may be said",
-        *(f"**{head}**: {escape(', '.join(found['said'][kind]) or 'none')}." for kind, head in SAID.items()),
+        "\n".join(f"- **{kind}** ({escape(rule)}): {_listed(found['said'][kind])}" for kind, rule in SAID.items()),
+        "Each difference with the figures that it rests on:",
         "\n".join(f"- {escape(c['sentence'])}" for c in found["comparisons"]),
         *(escape(note) for note in (*notes, found["few_speakers"]) if note),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _listed(titles: Sequence[str]) -> str:
+    return escape(", ".join(titles)) or "none"
 
 
 def _people(human: Mapping[str, Any]) -> str:
@@ -71,7 +71,7 @@ def _table(found: Mapping[str, Any]) -> str:
     rows = [_row(heads), "|---" * len(heads) + "|"]
     for stage in found["stages"]:
         cells = [_cell(stage["metrics"].get(key), key) for key in shown]
-        minutes = "–" if stage["minutes"] is None else f"{stage['minutes']:.0f}"
+        minutes = "–" if stage["minutes"] is None else f"{stage['minutes']:.1f}"
         rows.append(_row([escape(stage["title"]), *cells, minutes]))
     return "\n".join(rows)
 

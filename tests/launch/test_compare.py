@@ -87,6 +87,8 @@ def test_every_stage_of_every_seed_is_trained_and_evaluated_and_the_base_once(cl
     assert [call[0] for call in calls if call[0] in ("sft", "dpo", "grpo")] == ["sft", "sft", "dpo", *["grpo"] * 3] * 2
     assert calls[-1][0] == "compare"
     assert "runs/compare_studio/results.md" in done.stdout
+    for name in STAGES:
+        assert (clone.home / "runs/compare_studio/seed2" / name / "seconds").read_text().strip().isdigit()
 
 
 def test_every_option_is_one_that_its_command_takes(clone: Clone, monkeypatch):
@@ -233,7 +235,7 @@ def test_the_page_and_the_plot_say_what_the_figures_say(runs, tone_corpus, tmp_p
     assert sft["seeds"] == ["1", "2"]
     assert sft["minutes"] == pytest.approx(1.5)
     assert sft["metrics"]["jsd_bits"]["estimate"] == pytest.approx(np.mean(sft["metrics"]["jsd_bits"]["seeds"]))
-    assert found["said"]["better"] == ["sft label over base"]
+    assert found["said"]["helps"] == ["sft label over base"]
     text = page.read_text()
     assert "sft label beats base label" in text
     assert f"{sft['metrics']['jsd_bits']['estimate']:.3f} [" in text

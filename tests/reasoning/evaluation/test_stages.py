@@ -89,7 +89,7 @@ def test_a_stage_that_only_sharpens_is_said_to():
         return [replace(p, votes=tuple(int(v) for v in row)) for p, row in zip(made, votes, strict=True)]
 
     found = compare_stages([*answers("true", truth), *answers("true+sharp", sharp)], replace(TOLD, levels={}))
-    assert found["said"]["sharpening"] == ["true+sharp label over true"]
+    assert found["said"]["sharpens"] == ["true+sharp label over true"]
     assert "the gain is sharpening" in found["comparisons"][0]["sentence"]
 
 
@@ -97,12 +97,21 @@ def test_helping_doing_nothing_and_hurting_are_told_apart():
     uniform = np.full((N, 6), 1 / 6)
     near = mixed(0.6)
     found = compare_stages([*lines("none", uniform), *lines("none+near", near), *lines("none+same", uniform)], TOLD)
-    assert found["said"]["better"] == ["none+near label over none"]
-    assert found["said"]["unclear"] == ["none+same label over none"]
+    assert found["said"]["helps"] == ["none+near label over none"]
+    assert found["said"]["does not help"] == ["none+same label over none"]
     verdicts = {c["stage"]: c for c in found["comparisons"]}
     assert verdicts["none+near"]["sentence"].startswith("none+near label beats none label")
     back = compare_stages([*lines("near", near), *lines("near+lost", uniform)], TOLD)
-    assert back["said"]["worse"] == ["near+lost label over near"]
+    assert back["said"]["hurts"] == ["near+lost label over near"]
+
+
+def test_a_stage_is_not_said_to_be_useless_where_a_gain_is_still_possible():
+    """The same clips by few speakers who differ: the interval is wide, and nothing is shown."""
+    torn = np.where((np.arange(N) % SPEAKERS < 3)[:, None], mixed(0.8), mixed(0.1))
+    found = compare_stages([*lines("a", mixed(0.45)), *lines("a+b", torn)], TOLD)
+    jsd = found["comparisons"][0]["metrics"]["jsd_bits"]
+    assert jsd["low"] < -0.01 < 0.01 < jsd["high"]
+    assert found["said"]["undecided"] == ["a+b label over a"]
 
 
 def answer(i: int, claim: str) -> str:
