@@ -18,8 +18,8 @@ from reasoning.models.memory import AudioMemory
 from reasoning.models.prompter import Prompter, prompt_batch
 from reasoning.rollouts.rollouts import Prompt
 
-CHANGE = 0.5
-"""How far `Policy.changed` moves a weight, as a share of the weight's own size."""
+CHANGE = 0.2
+"""How far `Policy.changed` moves a weight, as a share of the weight's own size: felt, without wrecking the model."""
 
 
 @dataclass(frozen=True)

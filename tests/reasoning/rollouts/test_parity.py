@@ -292,7 +292,8 @@ def test_what_a_server_heard_is_judged_by_its_log_probabilities(side):
 def test_an_engine_that_ignores_syncs_gives_itself_away_by_the_changed_adapter_alone(side):
     found = check(side, DeafToSync(side))
     assert [name for name, passed in verdicts(found).items() if passed is False] == [CHANGED]
-    assert found.figures()["parity/change_trainer"] > 0.08
+    figures = found.figures()
+    assert figures["parity/change_gap"] == pytest.approx(figures["parity/change_trainer"], rel=1e-3), "it did not move"
 
 
 def test_another_adapter_on_the_rollouts_side_is_refused_with_its_worst_tokens(side):
@@ -375,19 +376,19 @@ def test_a_fresh_adapter_is_changed_by_its_share_of_the_weights_it_is_added_to(t
     layer: Any = loaded.base.get_submodule("model.language_model.layers.0.mlp.down_proj")
     with policy.changed(0):
         delta = layer.get_delta_weight("default")
-        assert float(delta.norm() / layer.get_base_layer().weight.norm()) == pytest.approx(0.5, rel=0.15)
+        assert float(delta.norm() / layer.get_base_layer().weight.norm()) == pytest.approx(0.2, rel=0.15)
     assert not layer.lora_B["default"].weight.any()
 
 
 def test_differences_are_averaged_and_their_percentile_taken_over_tokens():
     ours = [[-1.0, -2.0], [-0.5]]
     theirs = [[-1.25, -2.0], [-0.5]]
-    part = gap_part("log-probabilities, own audio", ours, theirs, Limits(0.1, 0.3, 0, 0))
+    part = gap_part("log-probabilities, own audio", ours, theirs, Limits(0.1, 0.3, 0, 0, 0))
     assert part.figures["log_probabilities_own_audio_mean"] == pytest.approx(0.25 / 3)
     assert part.figures["log_probabilities_own_audio_p99"] == pytest.approx(0.245)
     assert part.passed is True
-    assert gap_part("x", ours, theirs, Limits(0.08, 0.3, 0, 0)).passed is False
-    assert gap_part("x", ours, theirs, Limits(0.1, 0.2, 0, 0)).passed is False
+    assert gap_part("x", ours, theirs, Limits(0.08, 0.3, 0, 0, 0)).passed is False
+    assert gap_part("x", ours, theirs, Limits(0.1, 0.2, 0, 0, 0)).passed is False
 
 
 def test_log_probabilities_that_are_no_numbers_never_pass():
