@@ -306,10 +306,10 @@ def section(record: Mapping[str, Any]) -> str:
         "    python benchmarks/rollout_step.py --model models/seed --adapter runs/mine/sft --data data/crema_d",
         "",
         f"One GRPO step of {of}, everything but sampling: old policy, reference, policy and gradient, and the weights "
-        f"serialised. {record['repeats']} pairs after a warm-up, on {record['device']} with torch.get_num_threads() "
+        f"serialised. {record['repeats']} of both in turn after a warm-up, on {record['device']} with torch.get_num_threads() "
         f"{record['threads']}, torch {versions['torch']}, TRL {versions['trl']}. *TRL's way* is what TRL does with a "
         "picture, done with a clip, through TRL's own head and its own walk over the weights; TRL itself has no audio. "
-        "Ours encodes its clips anew in every timed step.",
+        "Ours encodes its clips anew in every timed step. Seconds are a busy machine's.",
         "",
         "| outside of generation | TRL's way, s | ours, s | ratio (min to max) |",
         "|---|---|---|---|",
@@ -325,7 +325,7 @@ def section(record: Mapping[str, Any]) -> str:
         f"Clips through the audio tower in the whole step, generation included: {tower['plain']} against "
         f"{tower['ours']}. Bytes to send: {sent['plain'] / 2**20:.0f} MiB against {sent['ours'] / 2**20:.0f} MiB. "
         f"The two ways' log-probabilities differ by at most {part['largest_logp_difference']:.3g} nats "
-        f"({'bfloat16 autocast' if record['bf16'] else record['dtype']}).",
+        f"({'bfloat16 autocast, in which it also runs the tower' if record['bf16'] else record['dtype']}).",
     ]
     rollouts = record["rollouts"]
     if rollouts is None:
