@@ -308,7 +308,8 @@ def section(record: Mapping[str, Any]) -> str:
         f"One GRPO step of {of}, everything but sampling: old policy, reference, policy and gradient, and the weights "
         f"serialised. {record['repeats']} of both in turn after a warm-up, on {record['device']} with "
         f"torch.get_num_threads() {record['threads']}, torch {versions['torch']}, "
-        f"TRL {versions['trl']}. *TRL's way* is what TRL does with a picture, done with a clip, through TRL's own head and its own walk over the weights; TRL itself has no audio. "
+        f"TRL {versions['trl']}. *TRL's way* is what TRL does with a picture, done with a clip, "
+        "through TRL's own head and its own walk over the weights; TRL itself has no audio. "
         "Ours encodes its clips anew in every timed step. Seconds are a busy machine's.",
         "",
         "| outside of generation | TRL's way, s | ours, s | ratio (min to max) |",
