@@ -51,6 +51,10 @@ def texts(out: Path, step: int) -> list[tuple[str, str]]:
     return [(row["clip"], row["completion"]) for row in table]
 
 
+def adapter(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "adapter_model.safetensors")
+
+
 @pytest.fixture(scope="module")
 def finished(trained_checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("vllm") / "run"
@@ -86,7 +90,7 @@ def test_an_interrupted_run_samples_the_same_again_and_ends_at_the_same_adapter(
     assert run.returncode == 0, run.stderr[-3000:]
     assert texts(resumed, 3) == texts(finished, 3)
     assert len(set(texts(finished, 3))) > 8
-    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (finished, resumed))
+    a, b = adapter(finished), adapter(resumed)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -101,6 +105,22 @@ def test_two_ranks_sample_what_one_rank_samples(finished, trained_checkpoint, tm
     assert run.returncode == 0, run.stderr[-3000:]
     assert sorted(texts(out, 1)) == sorted(texts(finished, 1))
     assert all(line["rollout/gap_max"] < 0.01 for line in lines(out))
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_server_samples_what_vllm_in_the_process_samples(finished, trained_checkpoint, serve, tmp_path):
+    """Its own tower hears the sound, and a trained projector is among what it is sent."""
+    running = serve("--model", trained_checkpoint.model, "--rollouts", tmp_path / "weights")
+    server = {"vllm_mode": "server", "vllm_server_base_url": running.url, "rollouts_folder": tmp_path / "weights"}
+    run = grpo(trained_checkpoint, tmp_path / "run", max_steps=2, **server)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert texts(tmp_path / "run", 1) == texts(finished, 1)
+    here, there = lines(finished), lines(tmp_path / "run")
+    projector = sum(w.nbytes for n, w in adapter(finished).items() if "projector" in n)
+    for line, other in zip(there, here, strict=False):
+        assert line["sync/bytes"] == other["sync/bytes"] + projector
+        assert line["rollout/gap_max"] < 0.01
 
 
 @pytest.mark.vllm
