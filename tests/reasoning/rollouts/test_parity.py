@@ -158,10 +158,14 @@ class DeafToSync(Copy):
 
 
 class SyncsAPart(Copy):
-    """Takes every tensor but the last layer's."""
+    """Takes every tensor at first, and later all but the last layer's."""
+
+    synced = False
 
     def sync(self, tensors):
-        return super().sync({name: t for name, t in tensors.items() if ".layers.1." not in name})
+        part = {name: t for name, t in tensors.items() if not self.synced or ".layers.1." not in name}
+        self.synced = True
+        return super().sync(part)
 
 
 class KeepsTheChange(Copy):
