@@ -14,9 +14,10 @@ PACKAGES = ("reasoning", "data_builders", "rewards", "launch")
 MAY_IMPORT = {  # room: the rooms it may import besides its own files
     "reasoning": (),  # the files at its root
     "reasoning.models": ("reasoning",),
-    "reasoning.training": ("reasoning", "reasoning.models"),
-    "reasoning.rollouts": ("reasoning", "reasoning.models"),
     "reasoning.inference": ("reasoning", "reasoning.models"),
+    # vLLM and a server are asked in one way, whether answers are scored or trained on.
+    "reasoning.rollouts": ("reasoning", "reasoning.models", "reasoning.inference"),
+    "reasoning.training": ("reasoning", "reasoning.models", "reasoning.rollouts"),
     "reasoning.evaluation": ("reasoning", "reasoning.models", "reasoning.inference"),
     "data_builders": ("reasoning",),
     "rewards": ("reasoning",),
