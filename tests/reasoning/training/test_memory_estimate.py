@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_the_cache_of_generate_is_counted_as_transformers_holds_it(trained_check
     prompter = Prompter(loaded, CREMA_D)
     ids = prompter.prompt_ids("a tone", None, "no_think")
     caches = []
-    generate = loaded.base.generate
+    generate: Any = loaded.base.generate
     monkeypatch.setattr(loaded.base, "generate", lambda **kw: caches.append(kw["past_key_values"]) or generate(**kw))
     generate_ids(loaded, prompt_batch(prompter, [ids], [None]), samples=6, max_new_tokens=7, min_new_tokens=7)
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in caches[0].layers)
@@ -167,6 +168,7 @@ import json, sys
 import torch
 sys.path.insert(0, {repository!r})
 from pathlib import Path
+from typing import Any
 from reasoning.emotions import CREMA_D
 from reasoning.models.answer_head import Completions, add_answer_head
 from reasoning.models.loading import add_adapter, load_model
