@@ -45,8 +45,8 @@ LIMITS = {"float32": Limits(0.01, 0.1, 1e-3, 0.1, 0.02), "bfloat16": Limits(0.1,
 
 float32: two right implementations differ by 1e-5 here; a hundredth of a nat moves an importance ratio by 1%. bfloat16:
 sound pairs are reported at a mean of .011 (vime #64, Qwen3-4B), .04 (miles #2722) and .064 (verl-omni #637) and at a
-95th percentile of .11 with single tokens of .3 to .5 (TRL #6789, vLLM #47425); broken ones at .2 to .4 (OpenClaw-RL
-#69) and .31 with a 99th percentile of 1.6 (mini-verl #95). The limits stand between the two.
+95th percentile of .11 with single tokens of .3 to .5 (TRL #6789, vLLM #47425); pairs that did not train or were refused
+at .2 to .4 (OpenClaw-RL #69) and .31 with a 99th percentile of 1.6 (mini-verl #95). The limits stand between the two.
 """
 
 LEAST_HEARD = 0.5
