@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ class Sides:
     prompter: Prompter
     memory: AudioMemory
     prompts: list[Prompt]
-    rollouts: object
+    rollouts: Any
 
     def logps(self, prompts, completions):
         """By the trainer's answer head, a completion at a time."""
