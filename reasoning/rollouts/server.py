@@ -103,7 +103,7 @@ class ServerRollouts:
             }
             return self._ask(prompt, prompt.ids, params, _samples)
 
-        self._restore(None)
+        self._restore(prompts[0].row if prompts else None)
         asked = zip(prompts, seeds, strict=True)
         return list(in_order(asked, drawn, self.concurrency, self.server.hurry))
 
@@ -116,7 +116,7 @@ class ServerRollouts:
             params = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
             return self._ask(prompt, ids, params, lambda answer: _logps(answer, ids, len(prompt.ids)))
 
-        self._restore(None)
+        self._restore(prompts[0].row if prompts else None)
         asked = zip(prompts, completions, strict=True)
         return list(in_order(asked, scored, self.concurrency, self.server.hurry))
 
