@@ -13,7 +13,7 @@ from data_builders.rows import read_corpus, split_clips
 from reasoning.errors import ModelError
 from reasoning.models.answer_head import Completions, add_answer_head
 from reasoning.models.generating import generate_ids
-from reasoning.models.loading import Loaded, add_adapter, load_model
+from reasoning.models.loading import add_adapter, load_model
 from reasoning.models.memory import AudioMemory, batch_heard
 from reasoning.models.prompter import Prompter, prompt_batch
 from reasoning.rollouts.rollouts import Prompt, Sampling
@@ -29,7 +29,7 @@ DRAWN = Sampling(60)
 class Sides:
     """A trainer and the rollouts beside it, on eight clips of speakers that the model has not heard."""
 
-    loaded: Loaded
+    loaded: Any
     prompter: Prompter
     memory: AudioMemory
     prompts: list[Prompt]
