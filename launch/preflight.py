@@ -142,8 +142,7 @@ def colocated_gib(shape: ModelShape, asked: RunShape, args: Any) -> float:
         return 0.0
     if not args.use_cpu and torch.cuda.is_available():
         return args.vllm_gpu_memory_utilization * torch.cuda.mem_get_info()[1] / GIB
-    numbers = 2 if args.bf16 else asked.weight_bytes
-    return shape.parameters * numbers / GIB + float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"))
+    return shape.parameters * asked.weight_bytes / GIB + float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"))
 
 
 def memories(found: Sequence[Need], args: Any) -> dict[str, tuple[float, float]]:

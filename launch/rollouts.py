@@ -61,6 +61,14 @@ def _stage_three(args: Any) -> bool:
     return plugin is not None and plugin.zero_stage == 3
 
 
+def number_type(args: Any, weights: str) -> str:
+    """What a colocated vLLM computes in: bfloat16 with bf16 on a GPU, else the type of the weights.
+
+    vLLM's CPU build is many times slower in bfloat16 than in float32, where autocast makes training faster.
+    """
+    return "bfloat16" if args.bf16 and not args.use_cpu else weights
+
+
 def open_rollouts(loaded: Loaded, rollout: RolloutArguments, args: Any) -> Rollouts | None:
     """The rollouts that a GRPOConfig asks for, started; None where the trainer's model samples itself."""
     if not args.use_vllm:
@@ -79,7 +87,7 @@ def open_rollouts(loaded: Loaded, rollout: RolloutArguments, args: Any) -> Rollo
 
     return Colocate(
         loaded,
-        dtype="bfloat16" if args.bf16 else str(loaded.base.dtype).removeprefix("torch."),
+        dtype=number_type(args, str(loaded.base.dtype).removeprefix("torch.")),
         max_num_seqs=args.per_device_train_batch_size * args.steps_per_generation,
         sleep=args.vllm_enable_sleep_mode,
         tensor_parallel_size=args.vllm_tensor_parallel_size,

@@ -68,7 +68,9 @@ def test_label_logits_are_those_that_predict_the_votes_token_and_mass_is_their_s
     out = loaded.base(**batch, answer_head=True)
     for row, slot in enumerate(batch["slots"].tolist()):
         at = logits[row, slot - 1]
-        torch.testing.assert_close(out.label_logits[row], at[list(prompter.labels.steps[0].tokens)], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            out.label_logits[row], at[list(prompter.labels.steps[0].tokens)], atol=1e-5, rtol=1e-4
+        )
         share = torch.softmax(at, -1)[list(prompter.labels.steps[0].tokens)].sum().log()
         torch.testing.assert_close(out.label_mass[row], share, atol=1e-5, rtol=1e-4)
 
