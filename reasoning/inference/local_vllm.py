@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ class LocalVllm:
         self.stop_ids = stop_ids(loaded)
         self.llm: Any = LLM(
             str(loaded.path),
-            dtype=dtype,
+            dtype=cast(Any, dtype),
             max_num_seqs=max_num_seqs,
             enforce_eager=on_cpu,
             # A prompt cut in two is drawn for twice; vLLM then rewinds its generator, which a CPU's cannot.
