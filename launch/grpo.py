@@ -76,22 +76,17 @@ def read_options(argv: list[str] | None, command: str, about: str) -> tuple[Any,
     return options
 
 
-def train(data: Any, model: Any, reward: RewardArguments, rollout: RolloutArguments, args: Any) -> None:
-    """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
+def prepare(data: Any, reward: RewardArguments, args: Any) -> tuple[Any, Any, list[dict[str, Any]], Any]:
+    """(reward functions, corpus, rows with every column that they ask for, gold or None), all options checked."""
     from launch.grounding import check_thinking, gold_of, with_cue_levels
-    from launch.training import check_grpo, check_saving, load_for_training, open_run, training_rows
-    from reasoning.models.prompter import Prompter
-    from reasoning.training.gold import GoldGRPOTrainer
-    from reasoning.training.grpo import AudioGRPOTrainer
-    from reasoning.training.parity_gate import ParityGate
+    from launch.training import check_grpo, check_saving, check_trackers, training_rows
     from reasoning.training.rewarding import asked_columns
-    from reasoning.training.run_folder import RunRecorder, run_to_end
     from rewards.loading import load_rewards
 
     functions = load_rewards(reward.rewards)
+    check_trackers(args.report_to)
     check_grpo(args, len(functions))
     check_thinking(data.level, args.max_completion_length)
-    folder = Path(args.output_dir)
     corpus, rows = training_rows(data)
     check_saving(args, len(rows))
     with args.main_process_first(desc="measuring cues"):
@@ -99,6 +94,20 @@ def train(data: Any, model: Any, reward: RewardArguments, rollout: RolloutArgume
     gold = gold_of(rows, corpus, data.level, reward.gold_traces)
     for function in functions:
         asked_columns(function, rows[0].keys())
+    return functions, corpus, rows, gold
+
+
+def train(data: Any, model: Any, reward: RewardArguments, rollout: RolloutArguments, args: Any) -> None:
+    """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
+    from launch.training import load_for_training, open_run
+    from reasoning.models.prompter import Prompter
+    from reasoning.training.gold import GoldGRPOTrainer
+    from reasoning.training.grpo import AudioGRPOTrainer
+    from reasoning.training.parity_gate import ParityGate
+    from reasoning.training.run_folder import RunRecorder, run_to_end
+
+    folder = Path(args.output_dir)
+    functions, corpus, rows, gold = prepare(data, reward, args)
     if not open_run(args, data, model, reward, rollout):
         return
     loaded = load_for_training(model, args)
@@ -106,27 +115,29 @@ def train(data: Any, model: Any, reward: RewardArguments, rollout: RolloutArgume
     trainer_class, extra = AudioGRPOTrainer, {}
     if gold is not None:
         trainer_class, extra = GoldGRPOTrainer, {"gold": gold, "share_digits": reward.share_digits}
-    trainer = trainer_class(
-        loaded,
-        Prompter(loaded, corpus.info.emotions),
-        loaded.memory(data.memory_gib),
-        functions,
-        rows=rows,
-        level=data.level,
-        kl_weight=reward.kl_weight,
-        min_reward_spread=reward.min_reward_spread,
-        agreement_weight=reward.agreement_weight,
-        rollouts=rollouts,
-        args=args,
-        callbacks=[RunRecorder(folder, loaded)],
-        **extra,
-    )
-    if rollouts is not None:
-        trained = model.adapter is not None
-        trainer.add_callback(ParityGate(trainer, rows, every=rollout.parity_every, trained=trained))
-    run_to_end(trainer, folder, loaded)
-    if rollouts is not None:
-        rollouts.close()
+    try:
+        trainer = trainer_class(
+            loaded,
+            Prompter(loaded, corpus.info.emotions),
+            loaded.memory(data.memory_gib),
+            functions,
+            rows=rows,
+            level=data.level,
+            kl_weight=reward.kl_weight,
+            min_reward_spread=reward.min_reward_spread,
+            agreement_weight=reward.agreement_weight,
+            rollouts=rollouts,
+            args=args,
+            callbacks=[RunRecorder(folder, loaded)],
+            **extra,
+        )
+        if rollouts is not None:
+            trained = model.adapter is not None
+            trainer.add_callback(ParityGate(trainer, rows, every=rollout.parity_every, trained=trained))
+        run_to_end(trainer, folder, loaded)
+    finally:
+        if rollouts is not None:
+            rollouts.close()
     if trainer.is_world_process_zero():
         print(f"adapter in {folder}; next: equivox evaluate --adapter {folder}")
 

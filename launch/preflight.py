@@ -34,13 +34,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def preflight(data: Any, model: Any, reward: Any, rollout: Any, args: Any) -> None:
     """Print the estimate and the gate's table. Raises what training would refuse, ConfigError where memory is short."""
-    from launch.grounding import check_thinking
-    from launch.training import check_grpo, check_saving, training_rows
+    from launch.grpo import prepare
 
-    check_grpo(args, len(reward.rewards))
-    check_thinking(data.level, args.max_completion_length)
-    corpus, rows = training_rows(data)
-    check_saving(args, len(rows))
+    _, corpus, rows, _ = prepare(data, reward, args)
     shape, asked = ModelShape.read(Path(model.model_name_or_path)), run_shape(data, model, args, corpus, rows)
     found = needs(shape, asked)
     machines = memories(found, args)

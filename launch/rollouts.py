@@ -64,9 +64,11 @@ def _stage_three(args: Any) -> bool:
 def number_type(args: Any, weights: str) -> str:
     """What a colocated vLLM computes in: bfloat16 with bf16 on a GPU, else the type of the weights.
 
-    vLLM's CPU build is many times slower in bfloat16 than in float32, where autocast makes training faster.
+    vLLM's CPU build is slower in bfloat16 than in float32, where autocast makes training faster.
     """
-    return "bfloat16" if args.bf16 and not args.use_cpu else weights
+    from reasoning.models.loading import best_device
+
+    return "bfloat16" if args.bf16 and best_device().type != "cpu" else weights
 
 
 def open_rollouts(loaded: Loaded, rollout: RolloutArguments, args: Any) -> Rollouts | None:

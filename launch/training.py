@@ -110,6 +110,9 @@ def load_for_training(model: ModelArguments, args: Any) -> Loaded:
     if model.adapter is not None:
         if not model.train_projector:
             loaded.projector.requires_grad_(False)
+        elif not any(p.requires_grad for p in loaded.projector.parameters()):
+            cure = f"leave it out: {model.adapter} was trained without a projector of its own"
+            raise ConfigError("has no projector to go on with", field="train_projector", cure=cure)
         return loaded
     return add_adapter(
         loaded,
@@ -159,6 +162,8 @@ def check_grpo(args: Any, n_rewards: int) -> None:
     """Raise ConfigError on GRPO options that would not do what they say here."""
     if args.reward_weights is not None and len(args.reward_weights) != n_rewards:
         raise ConfigError(f"has {len(args.reward_weights)} weights for {n_rewards} rewards", field="reward_weights")
+    if not args.max_completion_length:
+        raise ConfigError("is not given", field="max_completion_length", cure="name the longest answer in tokens")
     if args.gradient_checkpointing:
         raise ConfigError(
             "shares each prompt among its completions through a cache, which checkpointing turns off",

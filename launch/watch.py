@@ -53,7 +53,7 @@ METRICS = (
 
 SPARKS, SPARK_WIDTH, BAR_WIDTH = "▁▂▃▄▅▆▇█", 20, 40
 SILENT_STEPS = 10
-"""A run that wrote nothing for the time of so many steps may have been stopped."""
+"""A run that wrote nothing for the time of so many steps, or of three times `logging_steps`, may have been stopped."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -129,7 +129,8 @@ def state(seen: Run, now: float) -> Text:
     if seen.written is None:
         return Text("no step is logged yet", style="yellow")
     silent = now - seen.written
-    if seen.seconds_a_step and silent > SILENT_STEPS * seen.seconds_a_step:
+    patience = max(SILENT_STEPS, 3 * float(seen.config.get("logging_steps") or 1))
+    if seen.seconds_a_step and silent > patience * seen.seconds_a_step:
         return Text(f"nothing for {duration(silent)}; if it was stopped, the same command goes on", style="red")
     return Text(f"{duration(silent)} ago", style="dim")
 

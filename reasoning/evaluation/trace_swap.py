@@ -20,6 +20,7 @@ from reasoning.errors import EvaluationError
 from reasoning.evaluation.comparisons import NON_INFERIORITY_MARGIN
 from reasoning.evaluation.controls import plan_shuffled
 from reasoning.evaluation.metrics import per_clip
+from reasoning.evaluation.predict import some_clips
 from reasoning.evaluation.statistics import Array, Interval, few_speakers_note, jackknife_interval, mean_of
 from reasoning.inference.engine import LabelScores, Request
 
@@ -59,8 +60,7 @@ def swap_traces(
         what = f"holds traces of {len(told)} of these {len(clips)} clips, by fewer than two speakers"
         raise EvaluationError(what, field="traces", cure="make traces of this corpus with `equivox prepare cot`")
     donors = plan_shuffled(told, seed).donors
-    order = np.random.default_rng(seed).permutation(len(told))[:limit]
-    asked = [told[i] for i in sorted(order)]
+    asked = some_clips(told, limit, seed)
     probs = {name: _ask(engine, asked, donors, traces, root, name) for name in CONDITIONS}
     votes_NK, speakers = np.array([clip.votes for clip in asked]), [clip.speaker for clip in asked]
     scores = {name: per_clip(votes_NK, answered) for name, answered in probs.items()}

@@ -63,7 +63,8 @@ class Colocate:
             logprobs_mode="processed_logprobs",  # of what was drawn from: after temperature and what is never sampled
             **options,
         )
-        self.max_tokens = self.vllm.max_tokens
+        # One token is kept back: vLLM scores a text only where there is room to write another token after it.
+        self.max_tokens = self.vllm.max_tokens - 1
         self.sleeps = sleep
         self._rest()
 
@@ -87,7 +88,7 @@ class Colocate:
     def logps(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]]) -> list[list[float]]:
         """Nats of each completion's tokens after its prompt, at temperature 1, over the whole vocabulary."""
         for prompt, completion in zip(prompts, completions, strict=True):
-            refuse_too_long(prompt.row, len(prompt.ids) + len(completion), 1, self.max_tokens)
+            refuse_too_long(prompt.row, len(prompt.ids) + len(completion), 1, self.max_tokens + 1)
         asked = [
             Embedded(e.row, [*e.ids, *completion], e.audio)
             for e, completion in zip(self._embed(prompts), completions, strict=True)

@@ -38,5 +38,6 @@ def refuse_unfit(
             f"truncates a prompt with audio; {len(unfit)} of {len(rows)} clips do not fit",
             row=name,
             field="prompt",
-            cure="lower max_completion_length, raise vllm_max_model_length, or leave these clips out",
+            cure="lower max_completion_length, give vLLM a longer context if it was cut (vllm_max_model_length, or "
+            "--max-model-len of `equivox serve`), or leave these clips out",
         )

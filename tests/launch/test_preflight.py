@@ -94,6 +94,8 @@ def test_what_training_would_refuse_is_refused(trained_checkpoint, tmp_path):
         (("--max_completion_length", "1000"), r"\[.+\] prompt: needs \d+ prompt tokens"),
         (("--reward_weights", "1"), "1 weights for 2 rewards"),
         (("--limit", "1"), "one rollout"),
+        (("--rewards", "nowhere.py:pay", "--reward_weights", "1"), "nowhere.py"),
+        (("--report_to", "trackio"), "trackio"),
     ):
         with pytest.raises(Exception, match=says):
             main(options(trained_checkpoint, tmp_path / "run", *more))

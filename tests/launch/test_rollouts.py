@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launch.rollouts import RolloutArguments, check_vllm
+from launch.rollouts import RolloutArguments, check_vllm, number_type
 from reasoning.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -171,3 +171,11 @@ def test_what_rollouts_would_not_follow_is_refused(change, says):
         check_vllm(asked, RolloutArguments())
     asked.use_vllm = False
     check_vllm(asked, RolloutArguments())
+
+
+@pytest.mark.parametrize(("device", "bf16", "expected"), [
+    ("cuda", True, "bfloat16"), ("cuda", False, "float32"), ("cpu", True, "float32"), ("cpu", False, "float32"),
+])  # fmt: skip
+def test_a_colocated_vllm_computes_in_bfloat16_on_a_gpu_only(monkeypatch, device, bf16, expected):
+    monkeypatch.setattr("reasoning.models.loading.best_device", lambda: torch.device(device))
+    assert number_type(SimpleNamespace(bf16=bf16), "float32") == expected

@@ -55,6 +55,14 @@ def test_the_projector_of_a_given_adapter_goes_on_training_only_where_asked(
     assert trained < expected or train_projector
 
 
+def test_a_projector_that_an_adapter_does_not_bring_cannot_go_on_training(untrained_checkpoint, tmp_path):
+    fresh = add_adapter(load_model(untrained_checkpoint), r=2, alpha=4, dropout=0.0, train_projector=False)
+    fresh.model.save_pretrained(tmp_path)
+    model = ModelArguments(str(untrained_checkpoint), adapter=str(tmp_path), train_projector=True)
+    with pytest.raises(ConfigError, match="train_projector: has no projector to go on with"):
+        load_for_training(model, SimpleNamespace(world_size=1, seed=0, trust_remote_code=False))
+
+
 UNEVEN = {"gradient_accumulation_steps": 4, "steps_per_generation": 6}
 
 

@@ -125,6 +125,15 @@ def test_a_run_that_fell_silent_or_has_not_begun_or_is_finished_says_so(tmp_path
     assert "no step is logged yet" in page(begun, capsys, monkeypatch)
 
 
+def test_a_run_that_logs_every_tenth_step_is_not_called_silent_between_two_lines(tmp_path, capsys, monkeypatch):
+    lines = [{"step": s, "loss": 0.1, "time": 1000.0 + s} for s in (10, 20)]
+    folder = write_run(tmp_path / "run", lines, {**GRPO, "logging_steps": 10})
+    os.utime(folder / "metrics.jsonl", (time.time() - 25,) * 2)
+    assert "if it was stopped" not in page(folder, capsys, monkeypatch)
+    os.utime(folder / "metrics.jsonl", (time.time() - 35,) * 2)
+    assert "if it was stopped" in page(folder, capsys, monkeypatch)
+
+
 def test_a_folder_that_is_no_run_is_one_line_and_status_2(tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
         run(main, [str(tmp_path), "--once"])
