@@ -303,7 +303,8 @@ def section(record: Mapping[str, Any]) -> str:
     versions, part = record["environment"]["versions"], record["outside_generation"]
     of = f"{record['clips']} clips x {record['samples']} answers"
     lines = [
-        "    python benchmarks/rollout_step.py --model models/seed --adapter runs/mine/sft --data data/crema_d",
+        "    python benchmarks/rollout_step.py --model models/seed --adapter runs/mine/sft --data data/crema_d "
+        f"--clips {record['clips']} --samples {record['samples']} --repeats {record['repeats']}",
         "",
         f"One GRPO step of {of}, everything but sampling: old policy, reference, policy and gradient, and the weights "
         f"serialised. {record['repeats']} of both in turn after a warm-up, on {record['device']} with "

@@ -222,7 +222,7 @@ def test_modality_tokens_are_never_sampled_by_weights_that_want_nothing_else(sid
 
 
 def test_a_prompt_that_does_not_fit_and_a_weight_that_the_checkpoint_lacks_are_refused_by_name(sides):
-    with pytest.raises(ModelError, match=rf"\[{sides.prompts[0].row}\] prompt: needs \d+ prompt .* holds 1024"):
+    with pytest.raises(ModelError, match=rf"\[{sides.prompts[0].row}\] prompt: needs \d+ prompt .* holds 1023"):
         sides.rollouts.sample(sides.prompts[:1], 1, [0], Sampling(1000))
     with pytest.raises(ModelError, match=r"1 weights, model.language_model.x.weight first, are not in"):
         sides.rollouts.sync({"model.language_model.x.weight": torch.zeros(1)})
