@@ -6,16 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reasoning.errors import CorpusError
 from reasoning.files import write_atomic
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 _METADATA = b"equivox"
 
@@ -33,9 +30,7 @@ def decode_table(data: bytes) -> pa.Table:
     return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
 
-def write_records(
-    path: Path, records: Sequence[DataclassInstance], schema: pa.Schema, made_from: Mapping[str, Any]
-) -> None:
+def write_records(path: Path, records: Sequence[Any], schema: pa.Schema, made_from: Mapping[str, Any]) -> None:
     """Write one row a record, whole or not at all, and `made_from` (JSON-safe) in the file's metadata."""
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=schema)
     write_atomic(path, encode_table(table.replace_schema_metadata({_METADATA: json.dumps(dict(made_from))})))

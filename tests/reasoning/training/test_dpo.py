@@ -65,8 +65,8 @@ def rows(corpus):
 def adapter(trained_checkpoint, tmp_path_factory) -> Path:
     """A saved adapter, projector included, that changes what the checkpoint says."""
     loaded = load_model(trained_checkpoint.model)
-    loaded = add_adapter(loaded, r=2, alpha=4, dropout=0.0, train_projector=True)
     torch.manual_seed(1)
+    loaded = add_adapter(loaded, r=2, alpha=4, dropout=0.0, train_projector=True)
     with torch.no_grad():
         for parameter in loaded.model.parameters():
             if parameter.requires_grad:
@@ -147,7 +147,7 @@ def test_the_reference_is_the_adapter_that_training_starts_from_projector_includ
     start = measured(trainer, rows)
     assert start["ref_logps/chosen"] == pytest.approx(start["logps/chosen"], abs=1e-3)
     assert start["ref_logps/rejected"] == pytest.approx(start["logps/rejected"], abs=1e-3)
-    shifted(trainer)
+    shifted(trainer, change=1.0)
     moved = measured(trainer, rows)
     assert abs(moved["logps/chosen"] - start["logps/chosen"]) > 0.05
     assert moved["ref_logps/chosen"] == pytest.approx(start["ref_logps/chosen"], abs=1e-3)
