@@ -7,7 +7,7 @@ would break it probability zero and leaves the others in their proportions. What
 from __future__ import annotations
 
 from reasoning.emotions import EmotionSet
-from reasoning.response import ANSWER_CLOSE, ANSWER_PREFIX, THINK_CLOSE, THINK_OPEN
+from reasoning.response import ANSWER_CLOSE, ANSWER_PREFIX, THINK_CLOSE, THINK_OPEN, written_share
 
 WHOLE = 100
 """Shares are written in hundredths, as `write_response` prints them."""
@@ -32,12 +32,8 @@ def answer_grammar(emotions: EmotionSet, level: str) -> str:
 def _shares(name: str, left: int, following: int | None) -> str:
     """Right-hand side of a rule: this emotion's share, then the rule of those after it, if any."""
     if following is None:
-        return _quoted(f"{name} {_decimal(left)}{ANSWER_CLOSE}")
-    return " | ".join(f"{_quoted(f'{name} {_decimal(d)}, ')} s{following}_{left - d}" for d in range(left + 1))
-
-
-def _decimal(hundredths: int) -> str:
-    return f"{hundredths // WHOLE}.{hundredths % WHOLE:02d}"
+        return _quoted(f"{name} {written_share(left)}{ANSWER_CLOSE}")
+    return " | ".join(f"{_quoted(f'{name} {written_share(d)}, ')} s{following}_{left - d}" for d in range(left + 1))
 
 
 def _quoted(text: str) -> str:

@@ -75,6 +75,11 @@ def round_shares(probabilities: Sequence[float], digits: int = 2) -> tuple[int, 
     return tuple(parts)
 
 
+def written_share(hundredths: int) -> str:
+    """A share as every answer writes it, with two decimals."""
+    return f"{hundredths // 100}.{hundredths % 100:02d}"
+
+
 def write_response(
     probabilities: Sequence[float], vote: str, emotions: EmotionSet, thinking: str | None = None, digits: int = 2
 ) -> str:
@@ -86,7 +91,7 @@ def write_response(
     if vote not in emotions.names or len(probabilities) != len(emotions):
         raise ConfigError(f"vote {vote!r} with {len(probabilities)} shares does not fit {emotions.names}", field="vote")
     hundredths = [part * 10 ** (2 - digits) for part in round_shares(probabilities, digits)]
-    shares = ", ".join(f"{n} {h // 100}.{h % 100:02d}" for n, h in zip(emotions.names, hundredths, strict=True))
+    shares = ", ".join(f"{n} {written_share(h)}" for n, h in zip(emotions.names, hundredths, strict=True))
     answer = f"{ANSWER_PREFIX} {vote}\nShares: {shares}{ANSWER_CLOSE}"
     if thinking is None:
         return answer

@@ -32,6 +32,12 @@ def refuse_too_long(row: str, prompt_tokens: int, new_tokens: int, limit: int) -
         )
 
 
+def one_placeholder(ids: Sequence[int], audio_id: int, audio_tokens: int) -> list[int]:
+    """A prompt for vLLM, which puts the placeholders in itself: handed one where the model sees `audio_tokens`."""
+    first = list(ids).index(audio_id)
+    return [*ids[: first + 1], *ids[first + audio_tokens :]]
+
+
 def refuse_other_prompt(engine: str, got: Sequence[int], expected: Sequence[int], row: str) -> None:
     """Raise ModelError when an engine's model saw other prompt tokens than ours."""
     if list(got) != list(expected):

@@ -15,7 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from reasoning.errors import ConfigError, ModelError
+from reasoning.errors import ConfigError
+from reasoning.inference.asking import one_placeholder, refuse_other_prompt
 from reasoning.models.generating import stop_ids
 from reasoning.models.loading import Loaded, best_device
 from reasoning.models.memory import Heard
@@ -102,15 +103,11 @@ class LocalVllm:
             [self._as_input(p) for p in prompts], [SamplingParams(**always, **o) for o in options], use_tqdm=False
         )
         for prompt, output in zip(prompts, outputs, strict=True):
-            if list(output.prompt_token_ids) != prompt.ids:
-                what = f"vLLM made {len(output.prompt_token_ids)} prompt tokens of its {len(prompt.ids)}, or others"
-                raise ModelError(what, row=prompt.row, field="prompt", cure="install the pinned version of vLLM")
+            refuse_other_prompt("vLLM", output.prompt_token_ids, prompt.ids, prompt.row)
         return outputs
 
     def _as_input(self, prompt: Embedded) -> dict[str, Any]:
-        """vLLM puts the placeholders in itself, so it is handed one where the model sees many."""
         if prompt.audio is None:
             return {"prompt_token_ids": prompt.ids}
-        first = prompt.ids.index(self.audio_id)
-        ids = prompt.ids[: first + 1] + prompt.ids[first + len(prompt.audio) :]
+        ids = one_placeholder(prompt.ids, self.audio_id, len(prompt.audio))
         return {"prompt_token_ids": ids, "multi_modal_data": {"audio": {"audio_embeds": [prompt.audio]}}}

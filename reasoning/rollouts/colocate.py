@@ -72,17 +72,7 @@ class Colocate:
         """n completions of each prompt; vLLM gives sample j the seed of its prompt plus j."""
         for prompt in prompts:
             refuse_too_long(prompt.row, len(prompt.ids), sampling.max_new_tokens, self.max_tokens)
-        common = {
-            "n": n,
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-            "repetition_penalty": sampling.repetition_penalty,
-            "logprobs": 0,
-        }
-        outputs = self._ask(self._embed(prompts), [{**common, "seed": seed} for seed in seeds])
+        outputs = self._ask(self._embed(prompts), [sampling.for_vllm(n, seed) for seed in seeds])
         return [[_sample(completion) for completion in output.outputs] for output in outputs]
 
     def logps(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -37,6 +37,20 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+
+    def for_vllm(self, n: int, seed: int) -> dict[str, Any]:
+        """n completions from one seed as vLLM's SamplingParams names it, each with its tokens' log-probabilities."""
+        return {
+            "n": n,
+            "seed": seed,
+            "max_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "logprobs": 0,
+        }
 
 
 @dataclass(frozen=True)

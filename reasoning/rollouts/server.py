@@ -21,7 +21,7 @@ from torch import Tensor
 
 from reasoning.audio import read_audio
 from reasoning.errors import EvaluationError, RolloutError
-from reasoning.inference.asking import refuse_other_prompt, refuse_too_long
+from reasoning.inference.asking import one_placeholder, refuse_other_prompt, refuse_too_long
 from reasoning.inference.endpoint import Endpoint, served_model
 from reasoning.inference.server_engine import LocalCheckpoint, as_wav
 from reasoning.inference.under_way import in_order
@@ -89,17 +89,9 @@ class ServerRollouts:
         def drawn(asked: tuple[Prompt, int]) -> list[Sample]:
             prompt, seed = asked
             params = {
-                "n": n,
-                "seed": seed,
-                "max_tokens": sampling.max_new_tokens,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-                "min_p": sampling.min_p,
-                "repetition_penalty": sampling.repetition_penalty,
+                **sampling.for_vllm(n, seed),
                 "stop_token_ids": self.checkpoint.stop_ids,
                 "bad_words": list(self.checkpoint.family.modality_tokens),
-                "logprobs": 0,
             }
             return self._ask(prompt, prompt.ids, params, _samples)
 
@@ -143,10 +135,8 @@ class ServerRollouts:
             "return_token_ids": True,
         }
         if prompt.source is not None:
-            # vLLM puts the placeholders in itself, so it is handed one where the model sees many.
-            first, many = prompt.ids.index(self.audio_id), prompt.ids.count(self.audio_id)
             samples = read_audio(prompt.source, row=prompt.row) if isinstance(prompt.source, Path) else prompt.source
-            body["token_ids"] = ids[: first + 1] + ids[first + many :]
+            body["token_ids"] = one_placeholder(ids, self.audio_id, prompt.ids.count(self.audio_id))
             body["content_parts"] = [{"type": "audio_url", "url": f"data:audio/wav;base64,{as_wav(samples)}"}]
         for _ in range(LOST_ANSWERS):
             before = self._seen

@@ -4,8 +4,6 @@ import argparse
 import importlib
 import json
 import shlex
-import shutil
-import stat
 import subprocess
 from dataclasses import asdict, replace
 from os import environ
@@ -26,9 +24,6 @@ from reasoning.evaluation.predictions import Prediction
 from reasoning.evaluation.record import RunRecord
 from reasoning.response import write_response
 
-SETUP = """EQUIVOX_HOME="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
-export PATH="$EQUIVOX_HOME/bin:$PATH"
-"""
 # Writes its arguments down, one line a call, fails where $FAILS says so, and leaves what the real command leaves.
 EQUIVOX = """#!/usr/bin/env bash
 printf '%q ' "$@" >> "$EQUIVOX_CALLS" && echo >> "$EQUIVOX_CALLS"
@@ -47,16 +42,8 @@ done
 
 
 class Clone:
-    def __init__(self, folder: Path) -> None:
-        self.home, self.log = folder / "a clone", folder / "calls"
-        shutil.copytree(HOME / "launch" / "configs", self.home / "launch" / "configs")
-        for script in ("compare.sh", "stages.sh"):
-            shutil.copy(HOME / "launch" / script, self.home / "launch")
-        (self.home / "launch" / "setup.sh").write_text(SETUP)
-        command = self.home / "bin" / "equivox"
-        command.parent.mkdir()
-        command.write_text(EQUIVOX)
-        command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    def __init__(self, home: Path) -> None:
+        self.home, self.log = home, home.parent / "calls"
 
     def compare(self, *options: str, fails: str = "") -> tuple[subprocess.CompletedProcess, list[list[str]]]:
         self.log.write_text("")
@@ -69,8 +56,8 @@ class Clone:
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Clone:
-    return Clone(tmp_path)
+def clone(recorded_clone) -> Clone:
+    return Clone(recorded_clone("compare.sh", EQUIVOX))
 
 
 def systems(calls: list[list[str]]) -> list[str]:

@@ -1,19 +1,11 @@
 """launch/quickstart.sh with `equivox` recorded: which commands run, in which order, and what a second run repeats."""
 
 import os
-import shutil
-import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from launch import HOME
-
-# Stands for launch/setup.sh: the recorded command first on PATH instead of an environment.
-SETUP = """EQUIVOX_HOME="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
-export PATH="$EQUIVOX_HOME/bin:$PATH"
-"""
 # Writes its arguments down, fails where $FAILS says so, and leaves what the real command leaves in its output folder.
 EQUIVOX = """#!/usr/bin/env bash
 echo "$*" >> "$EQUIVOX_CALLS"
@@ -26,16 +18,8 @@ done
 
 
 class Clone:
-    def __init__(self, folder: Path) -> None:
-        self.home, self.log = folder / "a clone", folder / "calls"
-        shutil.copytree(HOME / "launch" / "configs", self.home / "launch" / "configs")
-        for script in ("quickstart.sh", "stages.sh"):
-            shutil.copy(HOME / "launch" / script, self.home / "launch")
-        (self.home / "launch" / "setup.sh").write_text(SETUP)
-        command = self.home / "bin" / "equivox"
-        command.parent.mkdir()
-        command.write_text(EQUIVOX)
-        command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    def __init__(self, home: Path) -> None:
+        self.home, self.log = home, home.parent / "calls"
 
     def quickstart(
         self, *options: str, fails: str = "", cwd: str = "/"
@@ -54,8 +38,8 @@ class Clone:
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Clone:
-    return Clone(tmp_path)
+def clone(recorded_clone) -> Clone:
+    return Clone(recorded_clone("quickstart.sh", EQUIVOX))
 
 
 def names(calls: list[str]) -> list[str]:
