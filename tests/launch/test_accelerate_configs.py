@@ -20,6 +20,7 @@ accelerator = Accelerator(cpu=True)
 total = accelerator.reduce(torch.tensor([accelerator.process_index + 1.0]), reduction="sum").item()
 backend = torch.distributed.get_backend()
 print(f"rank {accelerator.process_index} of {accelerator.num_processes} {backend} {total}\\n", end="", flush=True)
+accelerator.end_training()  # a rank that exits inside its group may abort (launch/cli.py)
 """
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -106,3 +107,16 @@ def test_config_file_becomes_accelerate_launch(monkeypatch: pytest.MonkeyPatch):
 def test_a_config_file_that_is_not_there_is_refused(arguments: list[str]):
     with pytest.raises(ConfigError, match="accelerate_configs"):
         cli.dispatch(["grpo", *arguments])
+
+
+def test_a_rank_leaves_its_group_before_it_exits(tmp_path: Path):
+    """Gloo's threads may abort a process that exits inside a group: then the launcher calls a finished run failed."""
+    import torch.distributed as dist
+
+    def trains(argv: list[str] | None) -> int:
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'ranks'}", rank=0, world_size=1)
+        return 0
+
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(trains)
+    assert (exit_.value.code, dist.is_initialized()) == (0, False)
