@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,18 +150,10 @@ def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Qwen2-Audio of 0.6 M parameters with its processor, saved as any checkpoint is."""
-    import torch
+def small_processor(kind: type, marks: list[str], template: str, **options: object) -> Any:
+    """A processor with a tokenizer of 400 tokens. marks: its tokens for audio. template: what audio is in a prompt."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import (
-        PreTrainedTokenizerFast,
-        Qwen2AudioConfig,
-        Qwen2AudioForConditionalGeneration,
-        Qwen2AudioProcessor,
-        WhisperFeatureExtractor,
-    )
+    from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
     from reasoning.emotions import CREMA_D
     from reasoning.response import write_response
@@ -170,12 +163,11 @@ def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     bpe.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
     # special=True: skipped when text is decoded, like the real tokenizers'.
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[AddedToken(s, special=True) for s in special],
+        special_tokens=[AddedToken(s, special=True) for s in ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *marks]],
         show_progress=False,
     )
     text = [write_response([1 / 6] * 6, name, CREMA_D, "Words: a tone") for name in CREMA_D.names]
@@ -183,34 +175,63 @@ def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
     )
-    template = (
+    chat = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'audio' %}"
-        "<|audio_bos|><|AUDIO|><|audio_eos|>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+        f"{template}{{% else %}}{{{{ c['text'] }}}}{{% endif %}}{{% endfor %}}<|im_end|>\n{{% endfor %}}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    processor = Qwen2AudioProcessor(
-        feature_extractor=WhisperFeatureExtractor(feature_size=80), tokenizer=tokenizer, chat_template=template
-    )
+    extractor = WhisperFeatureExtractor(feature_size=80, return_attention_mask=True)
+    return kind(feature_extractor=extractor, tokenizer=tokenizer, chat_template=chat, **options)
+
+
+def save_untrained(folder: Path, kind: type, processor: Any, audio_config: dict[str, Any], **config: Any) -> Path:
+    """`folder`, made the checkpoint of a random model of 0.6 M parameters, saved with its processor as any other."""
+    import torch
+
+    tokenizer = processor.tokenizer
     torch.manual_seed(0)
-    config = Qwen2AudioConfig(
-        audio_config=dict(
-            model_type="qwen2_audio_encoder", num_mel_bins=80, encoder_layers=1, encoder_attention_heads=2,
-            encoder_ffn_dim=64, d_model=64, max_source_positions=1500,
-        ),
-        text_config=dict(
-            model_type="qwen2", vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        ),
-        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+    text_config = dict(
+        model_type="qwen2", vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    model = Qwen2AudioForConditionalGeneration(config)
+    model = kind(kind.config_class(audio_config=audio_config, text_config=text_config, **config))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    folder = tmp_path_factory.mktemp("untrained")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random small Qwen2-Audio."""
+    from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+
+    marks = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
+    processor = small_processor(Qwen2AudioProcessor, marks, "<|audio_bos|><|AUDIO|><|audio_eos|>\n")
+    audio_config = dict(
+        model_type="qwen2_audio_encoder", num_mel_bins=80, encoder_layers=1, encoder_attention_heads=2,
+        encoder_ffn_dim=64, d_model=64, max_source_positions=1500,
+    )  # fmt: skip
+    token = processor.tokenizer.convert_tokens_to_ids(marks[0])
+    folder = tmp_path_factory.mktemp("untrained")
+    return save_untrained(folder, Qwen2AudioForConditionalGeneration, processor, audio_config, audio_token_index=token)
+
+
+@pytest.fixture(scope="session")
+def untrained_flamingo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random small AudioFlamingo3. Like any other it hears windows of 30 s, of which its context holds one."""
+    from transformers import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor
+
+    processor = small_processor(AudioFlamingo3Processor, ["<sound>"], "<sound>", max_audio_len=30)
+    audio_config = dict(
+        model_type="audioflamingo3_encoder", num_mel_bins=80, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64, hidden_size=64, max_source_positions=1500,
+    )  # fmt: skip
+    token = processor.tokenizer.convert_tokens_to_ids("<sound>")
+    folder = tmp_path_factory.mktemp("flamingo")
+    return save_untrained(folder, AudioFlamingo3ForConditionalGeneration, processor, audio_config, audio_token_id=token)
 
 
 @pytest.fixture(scope="session")
