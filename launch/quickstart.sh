@@ -7,6 +7,7 @@
 #
 #   --fold F       this fold only (default 0)        --folds N   folds 0 to N-1
 #   --name NAME    the run's folder is runs/NAME (default: the corpus's name)
+#   --readouts R   what SFT and GRPO are asked (default label,verbalized; guided_mean asks for eight answers a clip)
 #   --readme       write the results table into README.md
 #
 # What is finished is kept: run it again after an interruption and it goes on where it stopped.
@@ -41,8 +42,8 @@ main() {
         # The linear probe hears the same frozen encoder in every system, so one evaluation runs it.
         # Untrained, the model writes no answers: only its label readout is worth the wait.
         evaluate base --no-probe --controls none --readouts label
-        evaluate sft --adapter "$run/sft" --no-probe
-        evaluate grpo --adapter "$run/grpo"
+        evaluate sft --adapter "$run/sft" --no-probe --readouts "$readouts"
+        evaluate grpo --adapter "$run/grpo" --readouts "$readouts"
     done
 
     local score=(equivox score "${evaluations[@]}" --out "$runs/report" ${readme:+--markdown README.md})
@@ -55,13 +56,15 @@ main() {
 evaluate() { # SYSTEM [OPTIONS]: the fold's held-out speakers, heard by one system
     local system="$1" out="$run/eval_$1"
     shift
-    stage "Fold $fold, evaluation of $system on speakers never trained on" "$out" \
-        equivox evaluate --model "$model" "$@" --data "$data" --fold "$fold" --name "$system" --out "$out"
+    local evaluate=(equivox evaluate --model "$model" "$@" --data "$data" --fold "$fold" --name "$system" --out "$out")
+    # It goes on by itself: answers that are there stay, those to other readouts are added.
+    again "$out" "${evaluate[@]}"
+    stage "Fold $fold, evaluation of $system on speakers never trained on" "$out" "${evaluate[@]}"
     evaluations+=("$out") # in the order of training: the report compares later with earlier and opens with the last
 }
 
 read_options() {
-    corpus=studio root="" folds=0 name="" readme=""
+    corpus=studio root="" folds=0 name="" readouts=label,verbalized readme=""
     while [ $# -gt 0 ]; do
         case "$1" in
             --corpus) corpus="${2:?--corpus takes studio or crema_d}" && shift 2 ;;
@@ -69,6 +72,7 @@ read_options() {
             --fold) folds="${2:?--fold takes a number from 0 to 4}" && shift 2 ;;
             --folds) folds="$(seq -s ' ' 0 $((${2:?--folds takes a number from 1 to 5} - 1)))" && shift 2 ;;
             --name) name="${2:?--name takes a name for the run}" && shift 2 ;;
+            --readouts) readouts="${2:?--readouts takes names of readouts}" && shift 2 ;;
             --readme) readme=yes && shift ;;
             -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" && exit 0 ;;
             *) refuse "unknown option $1; --help lists them" ;;

@@ -10,10 +10,12 @@ import pytest
 EQUIVOX = """#!/usr/bin/env bash
 echo "$*" >> "$EQUIVOX_CALLS"
 [ -z "$FAILS" ] || case "$*" in *"$FAILS"*) exit 2 ;; esac
+said="$*"
 while [ $# -gt 0 ]; do
     case "$1" in --out | --output_dir) mkdir -p "$2" && cd "$2" && touch corpus.json adapter_model.safetensors ;; esac
     shift
 done
+[[ "$said" != evaluate* ]] || echo "$said" >predictions.jsonl
 """
 
 
@@ -116,6 +118,14 @@ def test_more_folds_keep_the_first_and_write_the_report_again(clone: Clone):
     assert [call for call in calls if "fold0/sft --" in call or "--fold 0" in call] == []
     assert calls[-1].startswith("score runs/studio/fold0/eval_base")
     assert "runs/studio/fold1/eval_grpo --out" in calls[-1]
+
+
+def test_more_readouts_are_asked_of_what_is_trained_already(clone: Clone):
+    clone.quickstart()
+    done, calls = clone.quickstart("--readouts", "label,guided_mean")
+    assert done.returncode == 0, done.stderr
+    assert names(calls) == ["prepare", "seed", "evaluate", "evaluate", "score"]
+    assert all("--readouts label,guided_mean" in call for call in calls if call.startswith("evaluate"))
 
 
 def test_folds_are_run_one_after_the_other_and_pooled(clone: Clone, tmp_path: Path):
