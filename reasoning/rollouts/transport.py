@@ -53,14 +53,11 @@ class Transport(Protocol):
         ...
 
 
-class FileTransport:
-    """Safetensors files in a folder of this machine that the server watches; it says what arrived by checksum.
+class Recorded:
+    """A lock and a record in the folder that the server watches: what a training's ranks know of each other's syncs.
 
-    The last sync and its record stay there until the next one: for ranks that did not send it, and for a server that is
-    restarted. A folder in memory is fastest (/dev/shm). Raises RolloutError when the server watches another folder.
+    Raises RolloutError when the server watches another folder.
     """
-
-    name = "file"
 
     def __init__(self, folder: Path, server: Endpoint) -> None:
         self.folder, self.server = folder.resolve(), server
@@ -81,24 +78,43 @@ class FileTransport:
             raise other_training(self.server)
         return checksum
 
+    def _write_record(self, checksum: str, files: Sequence[str] = ()) -> None:
+        write_atomic(self.folder / RECORD, json.dumps({"checksum": checksum, "files": list(files)}))
+        self._sent = checksum
+
+    def _record(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / RECORD).read_bytes())
+        except FileNotFoundError:
+            return {"checksum": None, "files": []}
+
+
+class FileTransport(Recorded):
+    """Safetensors files in a folder of this machine that the server watches; it says what arrived by checksum.
+
+    The last sync and its record stay there until the next one: for ranks that did not send it, and for a server that is
+    restarted. A folder in memory is fastest (/dev/shm).
+    """
+
+    name = "file"
+
     def send(self, tensors: Mapping[str, Tensor]) -> int:
         """Raises StorageError when the disk refuses and RolloutError when the server does, which then is as before."""
         files: list[str] = []
         try:
             checksum, written = self._write(tensors, files)
-            self._load(files, checksum)
-            write_atomic(self.folder / RECORD, json.dumps({"checksum": checksum, "files": files}))
+            instruct_workers(self.server, "receive_files", files, checksum)
+            self._write_record(checksum, files)
         except BaseException:
             self._remove(files)
             raise
-        self._sent = checksum
         self._remove({path.name for path in self.folder.glob(f"{STEM}*")}.difference(files))
         return written
 
     def send_again(self) -> None:
         """Have the server read the files of the last `send`."""
         record = self._record()
-        self._load(record["files"], record["checksum"])
+        instruct_workers(self.server, "receive_files", record["files"], record["checksum"])
 
     def close(self) -> None:
         """Remove what this rank sent."""
@@ -115,18 +131,6 @@ class FileTransport:
             files.append(f"{stem}-{len(files):05d}.safetensors")
             write_atomic(self.folder / files[-1], save(part))
         return digest.hexdigest(), written
-
-    def _load(self, files: Sequence[str], checksum: str) -> None:
-        for answer in ask_workers(self.server, "receive_files", files, checksum):
-            if "refused" in answer:
-                what = f"{self.server.url} refuses the weights: {answer['refused']}"
-                raise RolloutError(what, field="rollouts", cure=answer["cure"])
-
-    def _record(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.folder / RECORD).read_bytes())
-        except FileNotFoundError:
-            return {"checksum": None, "files": []}
 
     def _remove(self, files: Iterable[str]) -> None:
         for name in files:
@@ -151,6 +155,16 @@ def portions(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Te
 def ask_workers(server: Endpoint, method: str, *args: Any, row: str | None = None) -> list[dict[str, Any]]:
     """What each of the server's workers returns from a method of `WeightReceiver`."""
     return post(server, "/collective_rpc", {"method": method, "args": list(args)}, row)["results"]
+
+
+def instruct_workers(server: Endpoint, method: str, *args: Any) -> list[dict[str, Any]]:
+    """As `ask_workers`. Raises RolloutError with the words and the cure of the first worker that refuses."""
+    answers = ask_workers(server, method, *args)
+    for answer in answers:
+        if "refused" in answer:
+            what = f"{server.url} refuses the weights: {answer['refused']}"
+            raise RolloutError(what, field="rollouts", cure=answer["cure"])
+    return answers
 
 
 def post(server: Endpoint, path: str, body: Mapping[str, Any], row: str | None = None) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from reasoning.errors import EquivoxError, ModelError
+from reasoning.rollouts.adapters import fits, is_lora, weight_of
 from reasoning.rollouts.receiving import checksum, receive
 
 FOLDER_VARIABLE = "EQUIVOX_ROLLOUTS"
@@ -64,39 +65,66 @@ class WeightReceiver:
     held_checksum: str | None = None
     replaced_names: frozenset[str] = frozenset()
 
-    def report_weights(self) -> dict[str, str | None]:
-        """boot: of this process. held: checksum of what it was given, None for the checkpoint's. folder. dtype."""
-        dtype = str(self.model_runner.model_config.dtype).removeprefix("torch.")
-        return {"boot": BOOT, "held": self.held_checksum, "folder": os.environ[FOLDER_VARIABLE], "dtype": dtype}
+    def report_weights(self) -> dict[str, Any]:
+        """boot: of this process. held: checksum of what it was given, None for the checkpoint's. folder. dtype.
+
+        lora_rank: of the adapters that it takes as they are, at most; 0 where it takes none.
+        """
+        return {
+            "boot": BOOT,
+            "held": self.held_checksum,
+            "folder": os.environ[FOLDER_VARIABLE],
+            "dtype": str(self.model_runner.model_config.dtype).removeprefix("torch."),
+            "lora_rank": getattr(self.vllm_config.lora_config, "max_lora_rank", 0),
+        }
 
     def receive_files(self, files: list[str], expected: str) -> dict[str, str]:
         """Replace weights by the tensors in `files` of the watched folder; the others are the checkpoint's again.
 
-        expected: their `checksum`. Returns {"checksum": of what arrived} or, as an exception would not reach whoever
-        asked with its words, {"refused": why, "cure": what mends it}.
+        expected: their `checksum`. Returns what `answered` does, as an exception would not reach whoever asked with its
+        words.
         """
-        try:
+
+        def take() -> str:
             sent = TensorFiles(watched(Path(os.environ[FOLDER_VARIABLE]), files))
-            stored = TensorFiles(sorted(Path(self.model_runner.model_config.model).glob("*.safetensors")))
-            refuse_misfits(sent, stored)
+            stored = self._stored()
+            refuse_misfits({name: sent.shape(name) for name in sent}, stored)
             arrived = checksum(sent)
             if arrived != expected:
                 raise ModelError(f"arrived with checksum {arrived}, sent was {expected}", row=files[0])
-            again = {name: stored[name] for name in self.replaced_names - sent.keys()}
-            self.replaced_names |= sent.keys()
-            self.held_checksum = INCOMPLETE
-            from vllm.config import set_current_vllm_config  # pyright: ignore[reportMissingImports]
+            self._replace(sent, stored)
+            self.held_checksum = arrived
+            return arrived
 
-            with set_current_vllm_config(self.vllm_config):
-                receive(self, ChainMap(cast(Any, sent), again))
-            self.held_checksum, self.replaced_names = arrived, frozenset(sent)
-        except EquivoxError as error:
-            said = EquivoxError(error.what, row=error.row, field=error.field)  # without its cure
-            return {"refused": str(said), "cure": error.cure or "look at the server's log"}
-        except Exception as error:
-            what = f"failed with {type(error).__name__}: {error}"
-            return {"refused": what, "cure": "restart the server, whose weights are no longer whole"}
-        return {"checksum": arrived}
+        return answered(take)
+
+    def _stored(self) -> TensorFiles:
+        """The checkpoint that is served."""
+        return TensorFiles(sorted(Path(self.model_runner.model_config.model).glob("*.safetensors")))
+
+    def _replace(self, sent: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+        """Have the model hold `sent`, and what it held of an earlier sync as it is stored. Marked as not whole yet."""
+        weights = frozenset(name for name in sent if not is_lora(name))  # an adapter stands beside the weights
+        again = {name: stored[name] for name in self.replaced_names - weights}
+        self.replaced_names |= weights
+        self.held_checksum = INCOMPLETE
+        from vllm.config import set_current_vllm_config  # pyright: ignore[reportMissingImports]
+
+        with set_current_vllm_config(self.vllm_config):
+            receive(self, ChainMap(cast(Any, sent), again))
+        self.replaced_names = weights
+
+
+def answered(take: Callable[[], str]) -> dict[str, str]:
+    """{"checksum": what `take` returns} or, instead of an exception, {"refused": why, "cure": what mends it}."""
+    try:
+        return {"checksum": take()}
+    except EquivoxError as error:
+        said = EquivoxError(error.what, row=error.row, field=error.field)  # without its cure
+        return {"refused": str(said), "cure": error.cure or "look at the server's log"}
+    except Exception as error:
+        what = f"failed with {type(error).__name__}: {error}"
+        return {"refused": what, "cure": "restart the server, whose weights are no longer whole"}
 
 
 def watched(folder: Path, files: list[str]) -> list[Path]:
@@ -113,12 +141,16 @@ def watched(folder: Path, files: list[str]) -> list[Path]:
     return paths
 
 
-def refuse_misfits(sent: TensorFiles, stored: TensorFiles) -> None:
-    """Raise ModelError naming the first tensor that the served checkpoint does not have, or has in another shape."""
+def refuse_misfits(sent: Mapping[str, tuple[int, ...]], stored: TensorFiles) -> None:
+    """Raise ModelError naming the first tensor that the served checkpoint does not have, or has in another shape.
+
+    sent: shapes by name.
+    """
     cure = "serve the checkpoint that is trained: `equivox serve --model DIR --rollouts FOLDER`"
     for name in sent:
-        if name not in stored:
+        weight = weight_of(name)
+        if weight not in stored:
             raise ModelError("is no weight of the served checkpoint", row=name, field="weights", cure=cure)
-        if sent.shape(name) != stored.shape(name):
-            what = f"has shape {sent.shape(name)}, in the served checkpoint it has {stored.shape(name)}"
+        if not fits(name, sent[name], stored.shape(weight)):
+            what = f"has shape {sent[name]}, in the served checkpoint it has {stored.shape(weight)}"
             raise ModelError(what, row=name, field="weights", cure=cure)
