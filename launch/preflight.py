@@ -10,17 +10,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.cli import run
 from reasoning.errors import ConfigError
 from reasoning.training.memory_estimate import TRUST, ModelShape, Need, RunShape, cures, needs, peak, stored_parameters
 
+if TYPE_CHECKING:
+    from reasoning.models.prompter import Prompter
+
 GIB = 2**30
-AUDIO_TOKENS_A_SECOND = 25
-"""Of Whisper-like towers, pooled by two: one for 40 ms."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A memory that a run's numbers lie in. free: bytes now. host: what lies there, as `peak` takes it."""
+
+    name: str
+    free: float
+    host: bool | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,22 +45,25 @@ def main(argv: list[str] | None = None) -> int:
 def preflight(data: Any, model: Any, reward: Any, rollout: Any, args: Any) -> None:
     """Print the estimate and the gate's table. Raises what training would refuse, ConfigError where memory is short."""
     from launch.grpo import prepare
+    from reasoning.inference.server_engine import LocalCheckpoint
+    from reasoning.models.prompter import Prompter
 
     _, corpus, rows, _ = prepare(data, reward, args)
-    shape, asked = ModelShape.read(Path(model.model_name_or_path)), run_shape(data, model, args, corpus, rows)
-    found = needs(shape, asked)
-    machines = memories(found, args)
-    print(estimate_table(found, machines, a_second(shape, asked)), flush=True)
-    short = [place for place, (free, needed) in machines.items() if needed > free]
-    lowered = cures(shape, asked, min(machines[place][0] for place in short)) if short else []
-    if short:
-        print("to lower it, any of:", *lowered, sep="\n  ", flush=True)
+    base = Path(model.model_name_or_path)
+    shape, prompter = ModelShape.read(base), Prompter(LocalCheckpoint.read(base), corpus.info.emotions)
+    asked = run_shape(data, model, args, prompter, rows)
+    found, places = needs(shape, asked), memories(args)
+    print(estimate_table(found, places, a_second(shape, asked, prompter)), flush=True)
+    short = {place: peak(found, host=place.host) for place in places if peak(found, host=place.host) > place.free}
+    lowered = {place: cures(shape, asked, place.free, host=place.host) for place in short}
+    for place, options in lowered.items():
+        print(f"to need less {place.name}, any of:", *options, sep="\n  ", flush=True)
     print(flush=True)
     parity(data, model, rollout, args, corpus, rows)
     if short:
-        free, needed = machines[short[0]]
-        what = f"{needed / GIB:.1f} GiB of {short[0]} are needed and {free / GIB:.1f} are free, by estimate"
-        raise ConfigError(what, field="memory", cure=lowered[0])
+        place, needed = next(iter(short.items()))
+        what = f"{needed / GIB:.1f} GiB of {place.name} are needed and {place.free / GIB:.1f} are free, by estimate"
+        raise ConfigError(what, field="memory", cure=lowered[place][0])
 
 
 def parity(data: Any, model: Any, rollout: Any, args: Any, corpus: Any, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -91,27 +104,18 @@ def parity(data: Any, model: Any, rollout: Any, args: Any, corpus: Any, rows: Se
     checked.require()
 
 
-def run_shape(data: Any, model: Any, args: Any, corpus: Any, rows: Sequence[Mapping[str, Any]]) -> RunShape:
+def run_shape(data: Any, model: Any, args: Any, prompter: Prompter, rows: Sequence[Mapping[str, Any]]) -> RunShape:
     """The shapes that decide the memory of one process, read off options, adapter and clips."""
-    import json
-
     import torch
 
-    from reasoning.inference.server_engine import LocalCheckpoint
     from reasoning.models.memory import Heard
-    from reasoning.models.prompter import Prompter
+    from reasoning.rollouts.fitting import most_frames
 
-    checkpoint = LocalCheckpoint.read(Path(model.model_name_or_path))
-    prompter = Prompter(checkpoint, corpus.info.emotions)
-    frames = [int(row["duration_s"] * 100) + 1 for row in rows]
+    frames = [most_frames(row["duration_s"], prompter.processor.feature_extractor) for row in rows]
     longest = max(range(len(rows)), key=frames.__getitem__)
     heard = Heard(torch.empty(0), frames[longest])
     shape = ModelShape.read(Path(model.model_name_or_path))
-    rank, adapter = model.lora_r, shape.lora(model.lora_r)
-    if model.adapter is not None:
-        folder = Path(model.adapter)
-        rank = json.loads((folder / "adapter_config.json").read_text())["r"]
-        adapter = stored_parameters(folder / "adapter_model.safetensors")
+    adapter, rank = trained(model, shape, prompter.family.projector)
     asked = RunShape(
         weight_bytes=2 if model.dtype == "bfloat16" else 4,
         autocast=bool(args.bf16),
@@ -130,6 +134,19 @@ def run_shape(data: Any, model: Any, args: Any, corpus: Any, rows: Sequence[Mapp
     return replace(asked, vllm_gib=colocated_gib(shape, asked, args))
 
 
+def trained(model: Any, shape: ModelShape, projector: str) -> tuple[int, int]:
+    """(parameters that a run trains, rank of its LoRA); the projector, a module's name, only where it is trained."""
+    import json
+
+    if model.adapter is not None:
+        weights = Path(model.adapter) / "adapter_model.safetensors"
+        rank = json.loads((Path(model.adapter) / "adapter_config.json").read_text())["r"]
+        frozen = 0 if model.train_projector else stored_parameters(weights, projector)
+        return stored_parameters(weights) - frozen, rank
+    files = Path(model.model_name_or_path).glob("*.safetensors") if model.train_projector else ()
+    return shape.lora(model.lora_r) + sum(stored_parameters(file, projector) for file in files), model.lora_r
+
+
 def colocated_gib(shape: ModelShape, asked: RunShape, args: Any) -> float:
     """What a vLLM in the trainer's process takes: a share of the GPU, or on a CPU its weights and its fixed cache."""
     import torch
@@ -141,33 +158,38 @@ def colocated_gib(shape: ModelShape, asked: RunShape, args: Any) -> float:
     return shape.parameters * asked.weight_bytes / GIB + float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"))
 
 
-def memories(found: Sequence[Need], args: Any) -> dict[str, tuple[float, float]]:
-    """Where the run's numbers lie -> (bytes free now, bytes needed)."""
+def memories(args: Any) -> list[Place]:
+    """Where the run's numbers lie, and what is free there."""
     import psutil
     import torch
 
     memory = float(psutil.virtual_memory().available)
     if args.use_cpu or not torch.cuda.is_available():
-        return {"memory": (memory, peak(found))}
+        return [Place("memory", memory)]
     gpu = float(torch.cuda.mem_get_info()[0])
-    return {"GPU memory": (gpu, peak(found, host=False)), "memory": (memory, peak(found, host=True))}
+    return [Place("GPU memory", gpu, host=False), Place("memory", memory, host=True)]
 
 
-def a_second(shape: ModelShape, asked: RunShape) -> float:
+def a_second(shape: ModelShape, asked: RunShape, prompter: Prompter) -> float:
     """Bytes that one more second of audio in every prompt would need."""
-    longer = replace(asked, prompt=asked.prompt + AUDIO_TOKENS_A_SECOND)
-    return peak(needs(shape, longer)) - peak(needs(shape, asked))
+    from reasoning.rollouts.fitting import most_frames
+
+    one, two = (
+        prompter.family.audio_tokens(most_frames(seconds, prompter.processor.feature_extractor)) for seconds in (1, 2)
+    )
+    return peak(needs(shape, replace(asked, prompt=asked.prompt + two - one))) - peak(needs(shape, asked))
 
 
-def estimate_table(found: Sequence[Need], machines: Mapping[str, tuple[float, float]], second: float) -> str:
+def estimate_table(found: Sequence[Need], places: Sequence[Place], second: float) -> str:
     """Each need on a line, what a second of audio costs, the worst moment of each memory, and whether it fits."""
     width = max(len(need.name) for need in found)
     lines = ["memory of a step, one process, beside Python and its libraries", ""]
     lines += [f"  {need.name:{width}}  {need.bytes / GIB:7.2f} GiB  {need.when}" for need in found]
     lines += ["", f"  each second of audio more in the longest clips: {second / GIB:.2f} GiB"]
-    for place, (free, needed) in machines.items():
+    for place in places:
+        free, needed = place.free, peak(found, host=place.host)
         verdict = "fits" if needed * TRUST <= free else "tight" if needed <= free else "DOES NOT FIT"
-        lines += ["", f"{place}: {needed / GIB:.1f} GiB at the worst moment, {free / GIB:.1f} GiB free: {verdict}"]
+        lines += ["", f"{place.name}: {needed / GIB:.1f} GiB at the worst moment, {free / GIB:.1f} GiB free: {verdict}"]
     lines += [f"(sampling and training never meet; measured peaks lie within a factor of {TRUST:g} of the estimate)"]
     return "\n".join(lines)
 

@@ -13,6 +13,11 @@ from reasoning.models.memory import Heard, refuse_unheard
 from reasoning.models.prompter import Prompter
 
 
+def most_frames(seconds: float, extractor: Any) -> int:
+    """Mel frames of a clip that lasts so long, at most one too many: which it is, resampling's rounding decides."""
+    return int(seconds * SAMPLE_RATE / extractor.hop_length) + 2
+
+
 def refuse_unfit(
     rows: Sequence[Mapping[str, Any]], prompter: Prompter, level: str, new_tokens: int, max_tokens: int
 ) -> None:
@@ -27,8 +32,8 @@ def refuse_unfit(
     for row in rows:
         seconds = probe(row["audio"], row=row["id"])
         refuse_unheard(seconds, extractor, row["id"])
-        frames = int(seconds * SAMPLE_RATE / extractor.hop_length) + 2  # resampling may round up
-        ids = prompter.prompt_ids(row["transcript"], Heard(torch.empty(0), frames), level)
+        heard = Heard(torch.empty(0), most_frames(seconds, extractor))
+        ids = prompter.prompt_ids(row["transcript"], heard, level)
         if len(ids) + new_tokens > max_tokens:
             unfit.append((row["id"], len(ids)))
     if unfit:

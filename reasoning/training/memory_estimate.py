@@ -75,12 +75,14 @@ class ModelShape:
         )
 
 
-def stored_parameters(file: Path) -> int:
-    """Numbers in a safetensors file, from its header."""
+def stored_parameters(file: Path, module: str | None = None) -> int:
+    """Numbers in a safetensors file, from its header; only those below a module of this name where one is given."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    header.pop("__metadata__", None)
+    wanted = [tensor for name, tensor in header.items() if module is None or module in name.split(".")]
+    return sum(math.prod(tensor["shape"]) for tensor in wanted)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class RunShape:
     """What a run asks of one process.
 
     weight_bytes: of a number of the base, 4 or 2. autocast: whether float32 weights are computed with in bfloat16.
-    eager: attention that keeps its weights. adapter: trained parameters. rank: of the LoRA. micro: completions in one
+    eager: attention that keeps its weights. adapter: trained parameters; a frozen copy of the projector that an adapter
+    brings is some megabytes and not counted. rank: of the LoRA. micro: completions in one
     training pass (per_device_train_batch_size). group: num_generations. steps: training passes one rollout serves
     (steps_per_generation). prompt: tokens of the longest prompt, audio included. completion: max_completion_length.
     clip_tokens: audio tokens of all training clips. memory_gib: for encoded audio. vllm_gib: what vLLM takes beside the
@@ -194,13 +197,15 @@ def peak(found: Sequence[Need], *, host: bool | None = None) -> float:
     return total["always"] + max(total["sampling"], total["training"])
 
 
-def cures(model: ModelShape, run: RunShape, free: float) -> list[str]:
-    """What to set so that the peak is within `free` bytes: the smallest change of each option that is enough alone."""
+def cures(model: ModelShape, run: RunShape, free: float, *, host: bool | None = None) -> list[str]:
+    """What to set so that the peak of one memory is within `free` bytes: the smallest change of each option that is
+    enough alone. host: which memory, as `peak` takes it.
+    """
     found = []
     for option in (_passes(run), _completions(run), _audio(run), _halves(run)):
-        enough = (says for says, changed in option if peak(needs(model, changed)) <= free)
+        enough = (says for says, changed in option if peak(needs(model, changed), host=host) <= free)
         found += [says for says in (next(enough, None),) if says]
-    return found or ["no single option is enough: lower several of the above, or take a larger machine"]
+    return found or ["no single option is enough: lower several, or take a larger machine"]
 
 
 Option = Iterator[tuple[str, RunShape]]

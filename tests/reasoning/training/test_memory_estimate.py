@@ -247,6 +247,21 @@ def test_every_cure_fits_and_is_the_smallest_of_its_kind():
     assert "no single option" in cures(shape, run, 0.1 * shape.parameters)[0]
 
 
+def test_a_cure_is_about_the_memory_that_is_short():
+    """Clips weigh 4 GiB in the machine's memory, where a shorter step frees nothing, as fewer clips free no GPU."""
+    shape = ModelShape(30, 576, 1536, 9, 576, 192, 49155, 512, 177_441_152)
+    run = RunShape(4, True, False, 5_000_000, 16, 32, 8, 2, 230, 80, 2**21, 8.0)
+    gpu, host = (peak(needs(shape, run), host=host) for host in (False, True))
+    assert host == 4 * 2**30
+    on_gpu = cures(shape, run, 0.6 * gpu, host=False)
+    assert on_gpu[0].startswith("per_device_train_batch_size ")
+    assert not [says for says in on_gpu if "memory_gib" in says]
+    assert cures(shape, run, 0.6 * host, host=True) == ["memory_gib 2", "dtype bfloat16"]
+    assert cures(shape, run, gpu, host=False)[0].startswith("per_device_train_batch_size 16 "), (
+        "clips take no GPU memory"
+    )
+
+
 def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(ModelError, match="not a checkpoint folder"):
         ModelShape.read(tmp_path)
