@@ -148,7 +148,7 @@ class TrlsWay:
         ]
         batch = prompt_batch(step.prompter, prompts, [])
         mask = (torch.arange(mel.shape[-1])[None] < torch.tensor(frames)[:, None]).to(torch.long)
-        batch |= {"input_features": mel, "feature_attention_mask": mask}
+        batch |= {"input_features": mel, step.loaded.family.frames_mask: mask}
         return {k: v.repeat_interleave(step.samples, dim=0).to(step.device) for k, v in batch.items()}
 
     def forget(self) -> None:

@@ -101,7 +101,7 @@ def comparisons(loaded: Loaded, rows: list[dict[str, Any]], prompter: Prompter) 
         "input_ids": torch.cat([some["input_ids"][of], answers], 1),
         "attention_mask": torch.cat([some["attention_mask"][of], torch.ones_like(answers)], 1),
         "labels": torch.cat([torch.full_like(some["input_ids"][of], -100), answers], 1),
-        **{k: v.to(device) for k, v in batch_heard([heard[int(i)] for i in of]).items()},
+        **{k: v.to(device) for k, v in batch_heard([heard[int(i)] for i in of], loaded.family).items()},
     }
 
     @torch.no_grad()

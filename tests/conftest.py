@@ -238,7 +238,26 @@ def untrained_flamingo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path, tone_corpus: Path
 ) -> TrainedCheckpoint:
-    """The small model after it learned, all weights but the tower's trained, to answer the training speakers' tones."""
+    """The small Qwen2-Audio after it learned to answer the training speakers' tones."""
+    return train_to_answer(untrained_checkpoint, tone_corpus, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def trained_flamingo(
+    tmp_path_factory: pytest.TempPathFactory, untrained_flamingo: Path, tone_corpus: Path
+) -> TrainedCheckpoint:
+    """The small AudioFlamingo3 after it learned the same."""
+    return train_to_answer(untrained_flamingo, tone_corpus, tmp_path_factory.mktemp("trained_flamingo"))
+
+
+@pytest.fixture(scope="session", params=["trained_checkpoint", "trained_flamingo"])
+def trained_family(request: pytest.FixtureRequest) -> TrainedCheckpoint:
+    """A trained checkpoint of each family in turn."""
+    return request.getfixturevalue(request.param)
+
+
+def train_to_answer(untrained: Path, tone_corpus: Path, folder: Path) -> TrainedCheckpoint:
+    """`folder`, made `untrained` after it learned to answer the training tones, all weights but the tower's trained."""
     import torch
 
     from data_builders.rows import read_corpus, split_clips
@@ -249,7 +268,7 @@ def trained_checkpoint(
     from reasoning.training.objective import vote_kl_nats
 
     corpus = read_corpus(tone_corpus)
-    loaded = load_model(untrained_checkpoint)
+    loaded = load_model(untrained)
     prompter = Prompter(loaded, corpus.info.emotions)
     add_answer_head(loaded.base, prompter.labels)
     collator = AnswerCollator(prompter, loaded.memory(), level="no_think", seed=0, share_digits=1)
@@ -273,7 +292,6 @@ def trained_checkpoint(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    folder = tmp_path_factory.mktemp("trained")
     model.save_pretrained(folder)
     loaded.processor.save_pretrained(folder)
     return TrainedCheckpoint(folder, tone_corpus)

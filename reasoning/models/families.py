@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from reasoning.errors import ModelError
@@ -22,19 +22,22 @@ with two, the result equals the padded one within float32 rounding (tests/reason
 class Family:
     """How one family hears and where it may be adapted.
 
-    model_type: `config.model_type` of its checkpoints. lora_targets: pattern of the language model's linear layers, as
-    peft's `target_modules` takes it. projector: name of the module between tower and language model. tower: path of the
-    audio tower under the full model. modality_tokens: tokens that stand for audio and may never be sampled.
-    encode: (tower, mel (B, bins, frames), valid frames (B,)) -> one (tokens, d) tensor a clip, what the tower returns
-    before the projector. audio_tokens: valid mel frames -> audio tokens in the prompt.
+    model_type: `config.model_type` of its checkpoints. auto: which of transformers' auto classes knows it with its
+    language-model head. lora_targets: pattern of the language model's linear layers, as peft's `target_modules` takes
+    it. projector: name of the module between tower and language model. tower: path of the audio tower under the full
+    model. modality_tokens: tokens that stand for audio and may never be sampled. frames_mask: the model's input that
+    marks the valid mel frames. encode: (tower, mel (B, bins, frames), valid frames (B,)) -> one (tokens, d) tensor a
+    clip, what the tower returns before the projector. audio_tokens: valid mel frames -> audio tokens in the prompt.
     """
 
     model_type: str
+    auto: type[Any]
     lora_targets: str
     projector: str
     tower: str
     audio_token: str
     modality_tokens: tuple[str, ...]
+    frames_mask: str
     encode: Callable[[nn.Module, Tensor, Sequence[int]], list[Tensor]]
     audio_tokens: Callable[[int], int]
 
@@ -57,14 +60,18 @@ class Family:
             )
 
 
-def _qwen2_audio_tokens(frames: int) -> int:
+_QWEN2_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+def _pooled_whisper_tokens(frames: int) -> int:
     return (((frames - 1) // 2 + 1) - 2) // 2 + 1
 
 
-def _encode_qwen2_audio(tower: Any, mel: Tensor, frames: Sequence[int]) -> list[Tensor]:
-    """Qwen2AudioEncoder on no more mel frames than the longest clip needs; it refuses other than padded lengths itself.
+def _encode_pooled_whisper(tower: Any, mel: Tensor, frames: Sequence[int]) -> list[Tensor]:
+    """Whisper's encoder with pairs of outputs averaged, on no more mel frames than the longest clip needs.
 
-    Follows Qwen2AudioEncoder.forward and the masking of Qwen2AudioModel.forward step by step (transformers 5.23).
+    The towers themselves take padded lengths only. Follows Qwen2AudioEncoder.forward with the masking of
+    Qwen2AudioModel.forward, and AudioFlamingo3Encoder.forward, which is the same, step by step (transformers 5.23).
     """
     longest = min(max(frames) + ENCODE_MARGIN_FRAMES, mel.shape[-1])
     # A multiple of four keeps the pairs of the stride-2 convolution and of the pooling as they fall when padded.
@@ -82,21 +89,37 @@ def _encode_qwen2_audio(tower: Any, mel: Tensor, frames: Sequence[int]) -> list[
         hidden = layer(hidden, mask)
     hidden = tower.avg_pooler(hidden.permute(0, 2, 1)).permute(0, 2, 1)
     hidden = tower.layer_norm(hidden)
-    return [hidden[i, : _qwen2_audio_tokens(f)] for i, f in enumerate(frames)]
+    return [hidden[i, : _pooled_whisper_tokens(f)] for i, f in enumerate(frames)]
 
 
 QWEN2_AUDIO = Family(
     model_type="qwen2_audio",
-    lora_targets=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+    auto=AutoModelForMultimodalLM,
+    lora_targets=_QWEN2_LINEARS,
     projector="multi_modal_projector",
     tower="model.audio_tower",
     audio_token="<|AUDIO|>",
     modality_tokens=("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"),
-    encode=_encode_qwen2_audio,
-    audio_tokens=_qwen2_audio_tokens,
+    frames_mask="feature_attention_mask",
+    encode=_encode_pooled_whisper,
+    audio_tokens=_pooled_whisper_tokens,
 )
 
-FAMILIES = {family.model_type: family for family in (QWEN2_AUDIO,)}
+# Its processor would cut a longer clip into windows of 30 s; Equivox takes clips of one window (memory.refuse_unheard).
+AUDIO_FLAMINGO3 = Family(
+    model_type="audioflamingo3",
+    auto=AutoModelForSeq2SeqLM,
+    lora_targets=_QWEN2_LINEARS,
+    projector="multi_modal_projector",
+    tower="model.audio_tower",
+    audio_token="<sound>",
+    modality_tokens=("<sound>",),
+    frames_mask="input_features_mask",
+    encode=_encode_pooled_whisper,
+    audio_tokens=_pooled_whisper_tokens,
+)
+
+FAMILIES = {family.model_type: family for family in (QWEN2_AUDIO, AUDIO_FLAMINGO3)}
 
 
 def family_of(config: PretrainedConfig) -> Family:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from reasoning.errors import ModelError
@@ -109,14 +109,14 @@ def load_model(
         raise ModelError(
             f"{path} is not a checkpoint folder (config.json and *.safetensors)",
             field="model",
-            cure="run `equivox seed --out models/seed`, or give the folder of a Qwen2-Audio checkpoint",
+            cure="run `equivox seed --out models/seed`, or give the folder of a checkpoint",
         )
     family = family_of(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
     mark = fingerprint(path)
     if adapter is not None:
         check_adapter(Path(adapter), path, mark)
     with _quiet_if_small(path):
-        model = AutoModelForMultimodalLM.from_pretrained(
+        model = family.auto.from_pretrained(
             path,
             dtype=dtype,
             attn_implementation=attn_implementation,

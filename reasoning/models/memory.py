@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from reasoning.audio import SAMPLE_RATE, read_audio
 from reasoning.errors import AudioError
@@ -118,16 +118,16 @@ def accept_encoded(tower: nn.Module) -> None:
 
     def forward(input_features: Tensor, *args: Any, **kwargs: Any) -> Any:
         if input_features.shape[-1] == width:
-            return BaseModelOutput(last_hidden_state=input_features)  # type: ignore[arg-type]
+            return BaseModelOutputWithPooling(last_hidden_state=input_features)  # type: ignore[arg-type]
         return original(input_features, *args, **kwargs)
 
     tower.forward = forward  # type: ignore[method-assign]
     tower._hears_features = True  # type: ignore[assignment]
 
 
-def batch_heard(heard: Sequence[Heard]) -> dict[str, Tensor]:
-    """Model inputs for a batch: input_features (B, tokens, d) zero-padded, feature_attention_mask (B, frames)."""
+def batch_heard(heard: Sequence[Heard], family: Family) -> dict[str, Tensor]:
+    """Model inputs for a batch: input_features (B, tokens, d) zero-padded, the family's frames_mask (B, frames)."""
     frames = torch.tensor([h.frames for h in heard])
     features = nn.utils.rnn.pad_sequence([h.features for h in heard], batch_first=True)
     mask = (torch.arange(int(frames.max()))[None] < frames[:, None]).to(torch.long)
-    return {"input_features": features, "feature_attention_mask": mask}
+    return {"input_features": features, family.frames_mask: mask}

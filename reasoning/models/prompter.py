@@ -79,4 +79,4 @@ def prompt_batch(
         "attention_mask": pad_left([[1] * len(p) for p in prompts], 0),
     }
     present = [h for h in heard if h is not None]
-    return {**batch, **(batch_heard(present) if present else {})}
+    return {**batch, **(batch_heard(present, prompter.family) if present else {})}

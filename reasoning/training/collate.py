@@ -36,7 +36,7 @@ class AnswerCollator:
     """Rows -> one SFT batch. Set `epoch` before each epoch; it decides which listener's vote is written.
 
     Returned keys: input_ids, attention_mask, labels (B, L): IGNORE on prompt, padding and the vote's scored tokens;
-    input_features, feature_attention_mask: the audio; slots (B,): position of the vote's token; votes (B, K).
+    input_features and the mask of its frames: the audio; slots (B,): position of the vote's token; votes (B, K).
     Runs in the main process (dataloader_num_workers 0): the memory it fills lives there.
     """
 
@@ -66,7 +66,7 @@ class AnswerCollator:
             "labels": torch.tensor([lab + [IGNORE] * (longest - len(lab)) for _, lab, _ in made]),
             "slots": torch.tensor([slot for _, _, slot in made]),
             "votes": torch.tensor([list(r["votes"]) for r in rows], dtype=torch.float32),
-            **batch_heard(heard),
+            **batch_heard(heard, self.prompter.family),
         }
 
     def _one(self, row: Row, heard: Heard) -> tuple[list[int], list[int], int]:

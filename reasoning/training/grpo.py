@@ -301,7 +301,8 @@ class AudioGRPOTrainer(GRPOTrainer):
         prompt_of = prompt_of.to(ids.device)
         firsts = torch.stack([(prompt_of == i).nonzero()[0, 0] for i in range(len(distinct))])
         completions = Completions(ids[:, -keep:], mask[:, -keep:], prompt_of)
-        audio = {k: v.to(ids.device) for k, v in batch_heard(self._hear(distinct.tolist())).items()}
+        heard = batch_heard(self._hear(distinct.tolist()), self._loaded.family)
+        audio = {k: v.to(ids.device) for k, v in heard.items()}
         with self.accelerator.autocast():
             return model(
                 input_ids=ids[firsts, :-keep],

@@ -23,7 +23,7 @@ class PairCollator:
 
     Returned keys: input_ids, attention_mask, completion_mask (2B, L): prompts padded on the left to one width, answers
     on the right, the completion mask 0 on prompt, padding and vote, so that the first column that it holds a 1 in is
-    where answers begin; input_features, feature_attention_mask: the B clips' audio; slots (B,): column of the chosen
+    where answers begin; input_features and the mask of its frames: the B clips' audio; slots (B,): column of the chosen
     answer's vote; votes (B, K). Runs in the main process (dataloader_num_workers 0): the memory it fills lives there.
     """
 
@@ -53,7 +53,7 @@ class PairCollator:
             "completion_mask": torch.cat([torch.zeros(len(answers), width).long(), _pad_right(asked, 0)], dim=1),
             "slots": torch.tensor([width + int(slot or 0) for _, slot in chosen]),
             "votes": torch.tensor([list(r["votes"]) for r in rows], dtype=torch.float32),
-            **batch_heard(heard),
+            **batch_heard(heard, self.prompter.family),
         }
 
     def _answer(self, row: Row, side: str) -> tuple[list[int], int | None]:

@@ -102,10 +102,8 @@ def test_the_engine_reads_the_labels_after_the_thinking_that_it_is_given_and_hea
     text = f"<think>\n{thinking[clips[0].id]}\n</think>\n{ANSWER_PREFIX}"
     ids = engine.prompter.prompt_ids(clips[0].transcript, heard[0], "think") + engine.prompter.encode(text)
     with torch.no_grad():
-        whole = torch.tensor([ids])
-        logits = engine.loaded.base(
-            input_ids=whole, attention_mask=torch.ones_like(whole), **batch_heard(list(heard))
-        ).logits[0, -1]
+        whole, audio = torch.tensor([ids]), batch_heard(heard, engine.loaded.family)
+        logits = engine.loaded.base(input_ids=whole, attention_mask=torch.ones_like(whole), **audio).logits[0, -1]
     labels = [engine.prompter.encode(f" {name}")[0] for name in CREMA_D.names]
     np.testing.assert_allclose(found[0], torch.softmax(logits[labels].double(), -1), atol=1e-5)
     assert np.abs(read(sounds[::-1]) - found).sum(axis=1).max() > 0.5, "the sound moves the readout"

@@ -17,9 +17,9 @@ from reasoning.training.collate import AnswerCollator
 
 
 @pytest.fixture
-def ready(trained_checkpoint):
-    corpus = read_corpus(trained_checkpoint.corpus)
-    loaded = load_model(trained_checkpoint.model)
+def ready(trained_family):
+    corpus = read_corpus(trained_family.corpus)
+    loaded = load_model(trained_family.model)
     prompter = Prompter(loaded, corpus.info.emotions)
     rows = [
         {"id": c.id, "audio": str(corpus.root / c.audio), "transcript": c.transcript, "votes": c.votes}
@@ -89,7 +89,7 @@ def test_shared_prompts_give_the_same_log_probabilities_and_gradients_as_whole_r
     mask = torch.tensor([[1] * len(a) + [0] * (longest - len(a)) for a in answers])
     labels = ids.masked_fill(mask == 0, -100)
     slots = torch.tensor([3, 3, 0, 2])
-    weight = loaded.base.get_submodule("model.multi_modal_projector.linear").weight
+    weight = next(loaded.projector.parameters())
     weight.requires_grad_(True)
     add_answer_head(loaded.base, prompter.labels)
 
@@ -104,7 +104,7 @@ def test_shared_prompts_give_the_same_log_probabilities_and_gradients_as_whole_r
     inputs = {
         "input_ids": torch.cat([whole["input_ids"], ids], 1),
         "attention_mask": torch.cat([whole["attention_mask"], mask], 1),
-        **batch_heard([heard[i] for i in prompt_of]),
+        **batch_heard([heard[i] for i in prompt_of], loaded.family),
     }
     skipped = torch.full((4, length), -100)
     positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)

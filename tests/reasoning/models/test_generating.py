@@ -14,9 +14,9 @@ from reasoning.models.prompter import Prompter, prompt_batch
 
 
 @pytest.fixture
-def ready(trained_checkpoint):
-    corpus = read_corpus(trained_checkpoint.corpus)
-    loaded = load_model(trained_checkpoint.model)
+def ready(trained_family):
+    corpus = read_corpus(trained_family.corpus)
+    loaded = load_model(trained_family.model)
     prompter = Prompter(loaded, corpus.info.emotions)
     heard = loaded.memory().hear([Path(corpus.root / c.audio) for c in corpus.clips[:4]])
     prompts = [prompter.prompt_ids("a tone " * i, h, "no_think") for i, h in enumerate(heard)]

@@ -120,7 +120,8 @@ def one_by_one(loaded, prompter, heard, ids):
     for name in prompter.emotions.names:
         line = line_tokens(prompter.tokenizer, name)
         whole = torch.tensor([[*ids, *line]])
-        inputs = {"input_ids": whole, "attention_mask": torch.ones_like(whole), **batch_heard([heard])}
+        audio = batch_heard([heard], loaded.family)
+        inputs = {"input_ids": whole, "attention_mask": torch.ones_like(whole), **audio}
         logps = loaded.base(**inputs).logits[0].log_softmax(-1)
         scores.append(sum(logps[len(ids) + i - 1, token] for i, token in enumerate(line)))
     return torch.stack(scores)

@@ -18,10 +18,10 @@ from reasoning.prompts import conversation
 
 
 @pytest.fixture(scope="module")
-def hearing(trained_checkpoint):
-    corpus = read_corpus(trained_checkpoint.corpus)
+def hearing(trained_family):
+    corpus = read_corpus(trained_family.corpus)
     paths = [corpus.root / c.audio for c in corpus.clips[:5]]
-    return load_model(trained_checkpoint.model), paths, corpus.info.emotions
+    return load_model(trained_family.model), paths, corpus.info.emotions
 
 
 def processor_inputs(loaded, paths, emotions, transcript="a tone"):
@@ -30,8 +30,9 @@ def processor_inputs(loaded, paths, emotions, transcript="a tone"):
     text = loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     waves = [read_audio(p) for p in paths]
     return loaded.processor(
-        text=[text] * len(paths), audio=waves, sampling_rate=16_000, return_tensors="pt", padding=True
-    )
+        text=[text] * len(paths), audio=waves, return_tensors="pt",
+        text_kwargs={"padding": True}, audio_kwargs={"padding": "max_length", "sampling_rate": 16_000},
+    )  # fmt: skip
 
 
 def test_prompts_and_logits_equal_those_of_the_processor_and_the_padded_encoder(hearing):
@@ -69,7 +70,7 @@ def test_cached_and_direct_losses_and_gradients_agree(hearing):
     heard = loaded.memory().hear(paths)
     batch = prompt_batch(prompter, [prompter.prompt_ids("a tone", h, "no_think") for h in heard], heard)
     direct = processor_inputs(loaded, paths, emotions)
-    projector = loaded.base.get_submodule("model.multi_modal_projector.linear").weight
+    projector = next(loaded.projector.parameters())
     projector.requires_grad_(True)
     losses, gradients = [], []
     for inputs in (batch, direct):
@@ -116,8 +117,8 @@ def test_a_clip_longer_than_the_model_hears_is_refused_by_name_and_length(hearin
 def test_batches_pad_features_and_mask_frames_by_clip(hearing):
     loaded, paths, _ = hearing
     heard = loaded.memory().hear(paths)
-    batch = batch_heard(heard)
-    assert batch["feature_attention_mask"].sum(1).tolist() == [h.frames for h in heard]
+    batch = batch_heard(heard, loaded.family)
+    assert batch[loaded.family.frames_mask].sum(1).tolist() == [h.frames for h in heard]
     for row, h in zip(batch["input_features"], heard, strict=True):
         assert torch.equal(row[: len(h.features)], h.features)
         assert not row[len(h.features) :].any()

@@ -42,9 +42,10 @@ class Sides:
     def scores(self, prompt, completion):
         ids, answer = torch.tensor([prompt.ids]), torch.tensor([list(completion)])
         completions = Completions(answer, torch.ones_like(answer), torch.zeros(1, dtype=torch.long))
+        audio = batch_heard([prompt.heard], self.loaded.family)
         return self.loaded.model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), **batch_heard([prompt.heard]), completions=completions,
-            labels=answer, answer_head=True,
+            input_ids=ids, attention_mask=torch.ones_like(ids), **audio, completions=completions, labels=answer,
+            answer_head=True,
         ).logps[0]  # fmt: skip
 
     def greedy(self):

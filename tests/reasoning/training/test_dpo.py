@@ -124,7 +124,8 @@ def naive_logps(trainer, row, side) -> tuple[float, int]:
     answer = [*prompter.encode(row[side]), prompter.eos_id]
     ids = torch.tensor([prompt + answer])
     with torch.no_grad():
-        logits = trainer.model(input_ids=ids, attention_mask=torch.ones_like(ids), **batch_heard(heard)).logits[0]
+        audio = batch_heard(heard, memory.family)
+        logits = trainer.model(input_ids=ids, attention_mask=torch.ones_like(ids), **audio).logits[0]
     before, _, rest = row[side].partition("Vote:")
     start = len(prompter.encode(before + "Vote:"))
     silent = range(start, start + len(prompter.encode(rest.split("\n")[0])))

@@ -215,7 +215,7 @@ def test_the_gradient_is_that_of_the_formula_and_the_references_vote_has_none(ma
 def naive_logits(t, ids, audio):
     from reasoning.models.memory import batch_heard
 
-    heard = batch_heard(t._hear([0]))
+    heard = batch_heard(t._hear([0]), t._loaded.family)
     return t.model(input_ids=ids, attention_mask=audio["attention_mask"], **heard).logits
 
 
