@@ -24,7 +24,7 @@ from reasoning.distributions import normalize_votes
 from reasoning.emotions import CREMA_D
 from reasoning.evaluation.controls import plan_shuffled
 from reasoning.files import write_atomic
-from reasoning.grounding import MIN_CLAIMS, levels_of
+from reasoning.grounding import MIN_CLAIMS, is_measured, levels_of
 from reasoning.response import write_response
 from reasoning.verifier import Trace, read_trace, write_trace
 from rewards.grounding import grounding
@@ -82,7 +82,7 @@ def mean_rewards(votes_NK: list[tuple[int, ...]]) -> dict[str, dict[str, float]]
 def grounding_means(corpus: Corpus, folder: Path) -> dict[str, float]:
     """Mean of `rewards.grounding` over the corpus, by what the Voice line says."""
     cues = corpus_cues(corpus, folder)
-    clips = [clip for clip in corpus.clips if any(cue.level is not None for cue in cues[clip.id].values())]
+    clips = [clip for clip in corpus.clips if is_measured(levels_of(cues[clip.id]))]
     levels = [levels_of(cues[clip.id]) for clip in clips]
     usual = {cue: sum(level[cue] == 0 for level in levels) for cue in CUES}
     safest = sorted(usual, key=lambda cue: -usual[cue])

@@ -38,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--swaps", type=Path, nargs="*", default=[], help="files that `equivox diagnose --out` wrote, to quote"
     )
+    p.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="checkpoint folder that tokens are counted by (default: of the first run with one)",
+    )
     p.add_argument("--markdown", type=Path, help="page to write, such as docs/results.md, with an .svg beside it")
     p.add_argument("--made-by", default="equivox compare", help="the command that the page names")
     return p
@@ -59,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     check(records, corpus)
     told = Told(
         corpus.info.emotions,
-        token_counter(records[0].model),
+        token_counter(args.tokenizer or folder_of(records)),
         frozenset(record.system for record in records if record.level == "think"),
         *cues_of(corpus, args.data, records),
         minutes_of(records),
@@ -111,7 +116,18 @@ def protocol(records: Sequence[RunRecord]) -> str:
     return f"fold {folds} of {records[0].folds}, speakers never trained on; {subset}; greedy; {asked}"
 
 
-def token_counter(model: str) -> Callable[[str], int]:
+def folder_of(records: Sequence[RunRecord]) -> Path:
+    """The first folder that a run's model is; a server that was asked blindly left only a name and a URL."""
+    from reasoning.errors import EvaluationError
+
+    found = next((Path(record.model) for record in records if Path(record.model).is_dir()), None)
+    if found is None:
+        what = f"is not given, and no run names a checkpoint that is here ({records[0].model})"
+        raise EvaluationError(what, field="--tokenizer", cure="name the folder of the checkpoint that answered")
+    return found
+
+
+def token_counter(model: Path) -> Callable[[str], int]:
     """Text -> its tokens by the model's tokenizer, the end of turn counted."""
     from transformers import AutoTokenizer
 

@@ -12,7 +12,7 @@ from data_builders.traces.measured import corpus_cues
 from data_builders.traces.trace_file import read_traces
 from launch.arguments import DataArguments
 from reasoning.errors import ConfigError, CorpusError
-from reasoning.grounding import levels_of
+from reasoning.grounding import is_measured, levels_of
 from reasoning.prompts import MAX_NEW_TOKENS
 
 CUE_LEVELS = "cue_levels"
@@ -44,11 +44,9 @@ def with_cue_levels(
         what = f"{asking[0]} judges what is said about the voice, and at level {data.level} nothing is said"
         raise ConfigError(what, field="rewards", cure="--level think, or leave this reward out")
     cues = corpus_cues(corpus, Path(data.data))
-    return [{**row, CUE_LEVELS: _known(levels_of(cues[row["id"]]))} for row in rows]
-
-
-def _known(levels: Mapping[str, int | None]) -> Mapping[str, int | None] | None:
-    return levels if any(level is not None for level in levels.values()) else None
+    levels = {row["id"]: levels_of(cues[row["id"]]) for row in rows}
+    levels = ((row, levels_of(cues[row["id"]])) for row in rows)
+    return [{**row, CUE_LEVELS: own if is_measured(own) else None} for row, own in levels]
 
 
 def gold_of(rows: Sequence[Mapping[str, Any]], corpus: Corpus, level: str, traces: str | None) -> dict[str, str] | None:

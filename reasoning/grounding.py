@@ -106,6 +106,12 @@ def levels_of(cues: Mapping[str, Cue]) -> dict[str, int | None]:
     return {name: cue.level for name, cue in cues.items()}
 
 
+def is_measured(levels: Levels) -> bool:
+    """Whether any cue of a clip could be measured. Where none could, neither reward nor evaluation judges what is said
+    about the voice: nobody can know."""
+    return any(level is not None for level in levels.values())
+
+
 def ground(text: str, levels: Levels) -> Grounding:
     """What `text` claims, held against a clip's `levels`. Total: any text gives a Grounding."""
     claims, unread = read_claims(text)

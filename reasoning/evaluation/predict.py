@@ -16,7 +16,7 @@ from reasoning.emotions import EmotionSet
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.baselines import Baselines
 from reasoning.evaluation.controls import CONTROLS, ShuffledPlan, plan_shuffled, silence
-from reasoning.evaluation.predictions import READOUTS, SAMPLES, Prediction, read_predictions
+from reasoning.evaluation.predictions import READOUTS, SAMPLES, Prediction, join_answers, read_predictions
 from reasoning.evaluation.probe import linear_probe
 from reasoning.files import drop_unfinished_line
 from reasoning.inference.asking import request_seed
@@ -207,7 +207,7 @@ def _line(
     mean = tuple(np.mean(shares, axis=0).tolist()) if len(shares) == len(read) else None
     vote = None if mean is None else emotions.names[int(np.argmax(mean))]
     problems = tuple(dict.fromkeys(problem for _, found in read for problem in found))
-    text = "\n\n".join(generation.text for generation in answer.generations)
+    text = join_answers(generation.text for generation in answer.generations)
     return _about(*where, mean, vote, problems=problems, text=text, audio=heard)
 
 

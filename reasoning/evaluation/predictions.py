@@ -6,6 +6,7 @@ Baselines are lines too (readout "none"), so pooling folds is joining files and 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.controls import CONTROLS
+from reasoning.response import ANSWER_OPEN, THINK_OPEN
 
 WRITTEN = ("verbalized", "guided", "guided_mean")
 """Readouts of Shares. verbalized: one greedy answer, written freely. guided: the same under the answer grammar, which
 lets shares do nothing but add up. guided_mean: the mean of SAMPLES such answers, sampled at temperature 1."""
 READOUTS = ("label", *WRITTEN)
 SAMPLES = 8
+_BETWEEN = "\n\n"
 _KNOWN = {
     "readout": (*READOUTS, "none"),
     "control": ("none", *CONTROLS),
@@ -38,8 +41,8 @@ class Prediction:
     fold: the one that is held out, on dev lines too. votes: counts. probabilities: a distribution, or None when the
     answer was unusable. prefix: what stood before the label readout (no_think, own_think), None for other readouts.
     vote: the emotion after Vote, or the most likely label. problems: as `reasoning.response` names them, and "forced"
-    for own thinking that had to be closed. text: what the model wrote. audio: the file really given, relative to the
-    corpus root.
+    for own thinking that had to be closed. text: what the model wrote; under guided_mean `join_answers` of all of it.
+    audio: the file really given, relative to the corpus root.
     """
 
     system: str
@@ -67,9 +70,22 @@ class Prediction:
         """What may stand only once in a file."""
         return *self.series, self.split, self.id
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What the model wrote, one text an answer: SAMPLES of them under guided_mean, else one; () without text."""
+        if self.text is None or self.readout != "guided_mean":
+            return () if self.text is None else (self.text,)
+        # Under the grammar a text begins with one of these tags, and neither comes after a blank line within it.
+        return tuple(re.split(f"{_BETWEEN}(?={THINK_OPEN}|{ANSWER_OPEN})", self.text))
+
     def to_json(self) -> str:
         """The line, without its newline."""
         return json.dumps(asdict(self), ensure_ascii=False)
+
+
+def join_answers(texts: Iterable[str]) -> str:
+    """Several answers to one clip as the one text of a line; `Prediction.answers` takes it apart."""
+    return _BETWEEN.join(texts)
 
 
 _FIELDS = tuple(field.name for field in fields(Prediction))

@@ -20,9 +20,9 @@ from reasoning.errors import EvaluationError
 from reasoning.evaluation.comparisons import NON_INFERIORITY_MARGIN, sentence, verdict_of
 from reasoning.evaluation.human import RATERS, enough_votes, raters_against_the_rest, sampling_floor
 from reasoning.evaluation.metrics import PROPER, per_clip
-from reasoning.evaluation.predictions import Prediction
+from reasoning.evaluation.predictions import SAMPLES, Prediction
 from reasoning.evaluation.statistics import Array, Interval, few_speakers_note, jackknife_interval, mean_of
-from reasoning.grounding import Levels
+from reasoning.grounding import Levels, is_measured
 from reasoning.response import read_response
 from reasoning.verifier import grounded_share
 
@@ -60,8 +60,8 @@ class Told:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One stage and readout. scores: name -> (N,) of each clip, means over seeds, the same clips for all stages.
-    by_seed: name -> each seed's mean over clips."""
+    """One stage and readout. scores: name -> (N,) of each clip, means over seeds, the same clips for all stages; NaN
+    where a clip is not judged. by_seed: name -> each seed's mean over clips."""
 
     name: str
     readout: str
@@ -127,12 +127,14 @@ def _stage(
         scores.append(_scores(lines, readout, told))
         speakers = tuple(line.speaker for line in lines)
     means = {key: np.mean([s[key] for s in scores], axis=0) for key in scores[0]}
-    by_seed = {key: tuple(float(s[key].mean()) for s in scores) for key in scores[0]}
+    by_seed = {key: tuple(float(np.nanmean(s[key])) for s in scores) for key in scores[0]}
     return Stage(name, readout, tuple(seeds), speakers, means, by_seed)
 
 
 def _scores(lines: Sequence[Prediction], readout: str, told: Told) -> dict[str, Array]:
-    """name -> (N,) of one seed; of what is written closeness, whether it reads, tokens and the Voice line's truth."""
+    """name -> (N,) of one seed; of what is written closeness, whether it reads, and of its answers, means where
+    guided_mean takes several, tokens and the Voice line's truth: NaN where nothing could be measured, as the reward
+    does not judge such a clip."""
     k = len(lines[0].votes)
     failed = np.array([line.probabilities is None for line in lines])
     probs = [line.probabilities or (1 / k,) * k for line in lines]
@@ -140,18 +142,26 @@ def _scores(lines: Sequence[Prediction], readout: str, told: Told) -> dict[str, 
     scores = {key: found[key] for key in JUDGED}
     if readout in ("label", "none"):
         return scores
-    texts = [line.text or "" for line in lines]
     scores |= {"closeness": 1 - found["jsd_bits"], "parsed": (~failed).astype(float)}
-    scores["tokens"] = np.array([float(told.tokens(text)) for text in texts])
-    readings = [read_response(text, told.emotions) for text in texts]
+    n = SAMPLES if readout == "guided_mean" else 1
+    scores["tokens"] = np.array([sum(map(told.tokens, line.answers)) / n for line in lines], dtype=float)
     if lines[0].system in told.thinks:
         for key, whose in (
             ("grounding", [c.id for c in lines]),
             ("grounding_swapped", [told.donors[c.id] for c in lines]),
         ):
-            pairs = zip(readings, whose, strict=True)
-            scores[key] = np.array([grounded_share(reading, told.levels[clip]) for reading, clip in pairs])
+            levels = [told.levels[clip] for clip in whose]
+            shares = [_grounded(line, own, told) / n for line, own in zip(lines, levels, strict=True)]
+            if any(map(is_measured, levels)):
+                scores[key] = np.array(shares)
     return scores
+
+
+def _grounded(line: Prediction, levels: Levels, told: Told) -> float:
+    """The sum over a line's answers of the share of claims that are true of a clip with these cues."""
+    if not is_measured(levels):
+        return float("nan")
+    return sum(grounded_share(read_response(text, told.emotions), levels) for text in line.answers)
 
 
 def _under(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
@@ -215,4 +225,6 @@ def _human(predictions: Sequence[Prediction], told: Told) -> dict[str, Any]:
 
 
 def _interval(values: Array, speakers: Sequence[str]) -> Interval:
-    return jackknife_interval(mean_of(values), speakers)
+    """Of the mean over the clips that are judged."""
+    judged = ~np.isnan(values)
+    return jackknife_interval(mean_of(values[judged]), np.asarray(speakers)[judged].tolist())

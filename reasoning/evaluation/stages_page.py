@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reasoning.evaluation.markdown import escape
+from reasoning.evaluation.predictions import SAMPLES
 from reasoning.evaluation.stages import SAID
 
 _METRICS = {
@@ -23,8 +24,10 @@ _PANELS = ("jsd_bits", "brier")
 _RULES = (
     "Verbalized closeness is 1 - jsd_bits of the written Shares; an answer that cannot be read scores as badly as "
     "possible. Grounding is the share of the Voice line's claims that are true, by the clip's own measured cues and by "
-    "those of another speaker's clip with the same sentence: only the difference tells of hearing. Tokens are of a "
-    "written answer. Minutes are of the stage's own training (DPO's with sampling its pairs), in the run that ended it."
+    "those of another speaker's clip with the same sentence: only the difference tells of hearing; a clip of which "
+    "nothing could be measured is left out. Tokens are of one written answer, of which guided_mean takes "
+    f"{SAMPLES} a clip. Minutes are of the stage's own training (DPO's with sampling its pairs), in the run that ended "
+    "it."
 )
 _POOLING = (
     "Seeds are pooled by the clip: a clip's score is the mean over seeds, and the 95% intervals are clustered by "

@@ -233,6 +233,24 @@ def test_the_page_and_the_plot_say_what_the_figures_say(runs, tone_corpus, tmp_p
     assert page.with_suffix(".svg").read_bytes() == before
 
 
+def test_runs_through_a_server_need_a_tokenizer_to_count_by(runs, tone_corpus, untrained_checkpoint, tmp_path):
+    served = [*map(str, runs[1:]), "--data", str(tone_corpus), "--out", str(tmp_path / "out")]
+    counted = tokens_of(served, tmp_path)
+    for run in runs[1:]:
+        record = json.loads((run / "evaluation.json").read_text())
+        (run / "evaluation.json").write_text(json.dumps({**record, "model": "some-model at http://127.0.0.1:8000/v1"}))
+    with pytest.raises(EvaluationError, match=r"--tokenizer: is not given.*some-model at http.*name the folder"):
+        main(served)
+    assert tokens_of([*served, "--tokenizer", str(untrained_checkpoint)], tmp_path) == counted
+    assert tokens_of([str(runs[0]), *served], tmp_path) == counted, "a run of a folder lends its own"
+
+
+def tokens_of(argv: list[str], folder: Path) -> float:
+    assert main(argv) == 0
+    stages = json.loads((folder / "out" / "comparison.json").read_text())["stages"]
+    return next(s["metrics"]["tokens"]["estimate"] for s in stages if s["title"] == "sft verbalized")
+
+
 def test_seeds_of_a_stage_that_were_asked_in_two_ways_are_refused(runs, tone_corpus, tmp_path):
     record = json.loads((runs[2] / "evaluation.json").read_text())
     (runs[2] / "evaluation.json").write_text(json.dumps({**record, "max_new_tokens": 50}))

@@ -118,7 +118,7 @@ def test_the_guided_mean_is_the_mean_of_its_answers_each_of_another_sample(bench
         predict(bench.engine(), [job], Asked("x", seed=4), CREMA_D, bench.root, sink)
     for line in read_predictions(tmp_path / "p.jsonl"):
         assert line.text is not None
-        answers = [read_response(text, CREMA_D).probabilities for text in line.text.split("\n\n")]
+        answers = [read_response(text, CREMA_D).probabilities for text in line.answers]
         assert len(set(answers)) == len(answers) == SAMPLES
         np.testing.assert_allclose(line.probabilities, np.mean(np.array(answers), axis=0))
         assert line.vote == CREMA_D.names[int(np.argmax(line.probabilities))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from reasoning.emotions import CREMA_D
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.human import raters_against_the_rest
 from reasoning.evaluation.markdown import escape
-from reasoning.evaluation.predictions import Prediction
+from reasoning.evaluation.predictions import SAMPLES, Prediction, join_answers
 from reasoning.evaluation.stages import Told, compare_stages, pool_seeds
 from reasoning.evaluation.stages_page import stages_markdown, stages_plot
 from reasoning.evaluation.statistics import jackknife_interval, mean_of
+from reasoning.grounding import is_measured
 from reasoning.response import write_response
 from reasoning.verifier import Trace, write_trace
+from rewards.grounding import grounding
 
 RNG = np.random.default_rng(0)
 N, SPEAKERS = 24, 6
@@ -142,6 +145,37 @@ def test_only_systems_that_were_asked_to_think_have_grounding_and_not_thinking_t
     stages = compare_stages([*rows, *lines("b@1", shares, "verbalized", silent)], TOLD)["stages"]
     assert stages[0]["metrics"]["grounding"]["seeds"] == [1, 0]
     assert "grounding" not in stages[1]["metrics"]
+
+
+def test_a_clip_of_which_nothing_could_be_measured_is_not_judged_as_the_reward_does_not():
+    """Half of the clips say what is true and half what is false; two true ones lose their cues, one a donor's."""
+    shares = normalize_votes(VOTES)
+    texts = [answer(i, "very high" if i < N // 2 else "very low") for i in range(N)]
+    levels: dict[str, Any] = {f"c{i}": dict.fromkeys(CUES, 2) for i in range(N)}
+    levels["c0"] = levels["c1"] = dict.fromkeys(CUES)
+    told = replace(TOLD, levels=levels)
+    metrics = compare_stages(lines("a@1", shares, "verbalized", texts), told)["stages"][0]["metrics"]
+    for key, clips in (("grounding", [f"c{i}" for i in range(N)]), ("grounding_swapped", list(TOLD.donors.values()))):
+        known = [levels[clip] if is_measured(levels[clip]) else None for clip in clips]
+        paid = [p for p in grounding(texts, [CREMA_D.names] * N, known) if p is not None]
+        assert len(paid) == N - 2
+        assert metrics[key]["estimate"] == pytest.approx(np.mean(paid))
+        assert metrics[key]["seeds"] == pytest.approx([np.mean(paid)])
+        assert metrics[key]["low"] < np.mean(paid) < metrics[key]["high"]
+    nothing = replace(TOLD, levels={f"c{i}": dict.fromkeys(CUES) for i in range(N)})
+    assert "grounding" not in compare_stages(lines("a@1", shares, "verbalized", texts), nothing)["stages"][0]["metrics"]
+
+
+def test_eight_answers_to_a_clip_are_eight_in_tokens_and_in_grounding():
+    """Half of each clip's samples say what is true: as many tokens as one answer has, and half of its grounding."""
+    shares = normalize_votes(VOTES)
+    true, false = (lambda i: "very high" if i % 2 else "very low"), (lambda i: "very low" if i % 2 else "very high")
+    one = [answer(i, true(i)) for i in range(N)]
+    eight = [join_answers([answer(i, (true if k % 2 else false)(i)) for k in range(SAMPLES)]) for i in range(N)]
+    rows = [*lines("a@1", shares, "guided", one), *lines("a@1", shares, "guided_mean", eight)]
+    single, mean = (stage["metrics"] for stage in compare_stages(rows, TOLD)["stages"])
+    assert mean["tokens"]["estimate"] == pytest.approx(single["tokens"]["estimate"])
+    assert (single["grounding"]["estimate"], mean["grounding"]["estimate"]) == pytest.approx((1, 0.5))
 
 
 def test_baselines_stand_first_and_are_compared_with_nothing():
