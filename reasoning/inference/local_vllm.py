@@ -35,6 +35,14 @@ def require_vllm() -> None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
+def prepare_local() -> None:
+    """`require_vllm` for a vLLM in this process, before anything of it is imported: quiet, and in no other process."""
+    require_vllm()
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if best_device().type == "cpu":  # two more would only start later; threads are this process's, OMP_NUM_THREADS
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
 @dataclass(frozen=True)
 class Embedded:
     """ids: as the model sees them, one placeholder for each row of audio (tokens, hidden), which is None for text."""
@@ -61,11 +69,8 @@ class LocalVllm:
     """
 
     def __init__(self, loaded: Loaded, *, dtype: str, max_num_seqs: int, **options: Any) -> None:
-        require_vllm()
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        prepare_local()
         on_cpu = best_device().type == "cpu"
-        if on_cpu:  # two more processes would only start later; threads are then this process's, OMP_NUM_THREADS
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from vllm import LLM  # pyright: ignore[reportMissingImports]
 
         self.audio_id: int = loaded.tokenizer.convert_tokens_to_ids(loaded.family.audio_token)
@@ -94,13 +99,19 @@ class LocalVllm:
 
         return {"structured_outputs": StructuredOutputsParams(grammar=grammar)}
 
-    def ask(self, prompts: Sequence[Embedded], options: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """RequestOutput for each prompt. options: its SamplingParams. Raises ModelError where it saw another prompt."""
+    def ask(self, prompts: Sequence[Embedded], options: Sequence[Mapping[str, Any]], adapter: Any = None) -> list[Any]:
+        """RequestOutput for each prompt. options: its SamplingParams. adapter: a LoRARequest for all of them.
+
+        Raises ModelError where it saw another prompt.
+        """
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         always = {"stop_token_ids": self.stop_ids, "bad_words": self.never, "detokenize": False}
         outputs = self.llm.generate(
-            [self._as_input(p) for p in prompts], [SamplingParams(**always, **o) for o in options], use_tqdm=False
+            [self._as_input(p) for p in prompts],
+            [SamplingParams(**always, **o) for o in options],
+            use_tqdm=False,
+            lora_request=adapter,
         )
         for prompt, output in zip(prompts, outputs, strict=True):
             refuse_other_prompt("vLLM", output.prompt_token_ids, prompt.ids, prompt.row)

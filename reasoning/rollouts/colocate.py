@@ -1,7 +1,8 @@
 """Rollouts from vLLM in the trainer's process: it is handed what the trainer's tower heard, projected.
 
 So both sides hear the same numbers, a projector that trains needs no sync, and no cache can serve what it made
-yesterday: vLLM knows an embedding by its content. Only the language model's weights are sent.
+yesterday: vLLM knows an embedding by its content. Only the language model's part is sent: its adapter, where vLLM has
+LoRA for the model, else its merged weights.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from reasoning.inference.asking import refuse_too_long
-from reasoning.inference.local_vllm import Embedded, LocalVllm, embed
+from reasoning.inference.local_vllm import Embedded, LocalVllm, embed, prepare_local
 from reasoning.models.loading import Loaded
+from reasoning.rollouts.adapters import is_lora, lora_options, lora_request, takes_lora
 from reasoning.rollouts.parity import Received
 from reasoning.rollouts.receiving import receive
 from reasoning.rollouts.rollouts import Prompt, Sample, Sampling, Synced
+from reasoning.rollouts.weights import Touched
 
 
 class Colocate:
@@ -32,7 +36,6 @@ class Colocate:
     """
 
     name = "colocate"
-    shared = False
     hears = False
 
     def __init__(
@@ -54,6 +57,10 @@ class Colocate:
             parts = [list(range(i, i + tensor_parallel_size)) for i in range(0, ranks, tensor_parallel_size)]
             self._group, _ = torch.distributed.new_subgroups_by_enumeration(parts)
         self.projector, self.dtype = loaded.projector, dtype
+        asked = {name: options[name] for name in ("model_impl", "trust_remote_code") if name in options}
+        prepare_local()
+        self.lora_rank = _rank_of(loaded) if takes_lora(loaded.path, dtype, **asked) else 0
+        self._adapter: Any = None
         self.vllm = LocalVllm(
             loaded,
             dtype=dtype,
@@ -61,6 +68,7 @@ class Colocate:
             tensor_parallel_size=tensor_parallel_size,
             enable_sleep_mode=sleep,
             logprobs_mode="processed_logprobs",  # of what was drawn from: after temperature and what is never sampled
+            **lora_options(self.lora_rank),
             **options,
         )
         # One token is kept back: vLLM scores a text only where there is room to write another token after it.
@@ -96,11 +104,12 @@ class Colocate:
         return [Received(list(o.prompt_token_ids), e.audio) for o, e in zip(outputs, asked, strict=True)]
 
     def sync(self, tensors: Mapping[str, Tensor]) -> Synced:
-        """Replace the language model's weights by these, handed over by reference, and forget what the old made."""
+        """Replace what the language model was given before by this, and forget what that made."""
         started = time.perf_counter()
         self._wake()
         counted = _Counted(tensors)
         self.vllm.llm.collective_rpc(receive, args=(counted,))
+        self._adapter = lora_request("trained", "handed over in memory") if any(map(is_lora, tensors)) else None
         self.vllm.llm.reset_prefix_cache()
         # The worker forgets its encoder outputs when it reloads; the scheduler must not believe that they are there.
         self.vllm.llm.llm_engine.reset_encoder_cache()
@@ -118,11 +127,12 @@ class Colocate:
         self._wake()
         try:
             if self._group is None:
-                return self.vllm.ask(prompts, options)
+                return self.vllm.ask(prompts, options, self._adapter)
             # Ranks that hold one vLLM between them must compute the same at once: each asks for all, and keeps its own.
             asked: list[Any] = [None] * torch.distributed.get_world_size(self._group)
             torch.distributed.all_gather_object(asked, (prompts, options), self._group)
-            answers = self.vllm.ask([p for part, _ in asked for p in part], [o for _, part in asked for o in part])
+            every, each = [p for part, _ in asked for p in part], [o for _, part in asked for o in part]
+            answers = self.vllm.ask(every, each, self._adapter)
             before = sum(len(part) for part, _ in asked[: torch.distributed.get_rank(self._group)])
             return answers[before : before + len(prompts)]
         finally:
@@ -153,6 +163,12 @@ class _Counted(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+
+def _rank_of(loaded: Loaded) -> int:
+    """Highest rank of the language model's adapter, 0 where none could be taken as it is."""
+    model = loaded.model
+    return Touched(model, without=loaded.family.projector, lora=True).rank if isinstance(model, PeftModel) else 0
 
 
 def _sample(completion: Any) -> Sample:

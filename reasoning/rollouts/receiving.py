@@ -15,23 +15,37 @@ from safetensors import safe_open
 from torch import Tensor
 
 from reasoning.errors import ModelError
+from reasoning.rollouts.adapters import is_lora, put_adapter
 
 
 def receive(worker: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Replace weights of a vLLM worker's model by `tensors`, named as in the checkpoint it was started from.
+    """Replace what a vLLM worker's model got before by `tensors`: weights, matrices of an adapter (`is_lora`), or both.
+
+    Where no matrix comes, no adapter is left. Raises ModelError on a name that the checkpoint or vLLM's model does not
+    have.
+    """
+    adapter = [name for name in tensors if is_lora(name)]
+    weights = [name for name in tensors if not is_lora(name)]
+    if weights or not adapter:
+        _reload(worker.model_runner, tensors, weights)  # vLLM drops its adapters with that
+    if adapter:
+        put_adapter(worker, {name: tensors[name] for name in adapter})
+
+
+def _reload(runner: Any, tensors: Mapping[str, Tensor], names: Collection[str]) -> None:
+    """Replace the weights of these names, which are those of the checkpoint that vLLM was started from.
 
     vLLM fuses q, k and v, or gate and up, into one layer, and rebuilds a layer from what it is handed: a part that is
     not handed over would be left uninitialised. So parts that training left alone are read from the checkpoint, which
-    still has them as they are. Raises ModelError on a name that the checkpoint does not have.
+    still has them as they are.
     """
-    runner = worker.model_runner
     stored = _stored(Path(runner.model_config.model))
-    unknown = sorted(tensors.keys() - stored.keys())
+    unknown = sorted(set(names) - stored.keys())
     if unknown:
         raise ModelError(f"{len(unknown)} weights, {unknown[0]} first, are not in {runner.model_config.model}")
-    rest = untouched_parts(tensors, stored, _fused(runner.model))
+    rest = untouched_parts(names, stored, _fused(runner.model))
     with _quiet():
-        runner.reload_weights(weights_iterator=_all(tensors, {name: stored[name] for name in rest}))
+        runner.reload_weights(weights_iterator=_all(tensors, names, {name: stored[name] for name in rest}))
 
 
 def untouched_parts(touched: Collection[str], stored: Collection[str], fused: Collection[frozenset[str]]) -> set[str]:
@@ -75,9 +89,11 @@ def _fused(model: Any) -> set[frozenset[str]]:
     return {frozenset(parts) for mapping in mappings for parts in mapping.values()}
 
 
-def _all(tensors: Mapping[str, Tensor], rest: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
+def _all(
+    tensors: Mapping[str, Tensor], names: Collection[str], rest: Mapping[str, Path]
+) -> Iterator[tuple[str, Tensor]]:
     # In the order of names a layer's parts come together, so vLLM holds one layer twice at a time and not all.
-    for name in sorted({*tensors, *rest}):
+    for name in sorted({*names, *rest}):
         if name in rest:
             with safe_open(rest[name], "pt") as file:
                 yield name, file.get_tensor(name)

@@ -78,16 +78,16 @@ class Synced:
 class Rollouts(Protocol):
     """Samples completions from the weights it was last given.
 
-    max_tokens: of prompt and completion together. shared: one engine for all ranks, so one of them syncs it; else each
-    rank has its own. hears: encodes the sound itself, so a projector that was trained is part of its weights. dtype:
-    what it computes in, "float32" or "bfloat16".
+    max_tokens: of prompt and completion together. hears: encodes the sound itself, so a projector that was trained is
+    part of its weights. dtype: what it computes in, "float32" or "bfloat16". lora_rank: of the adapters that it takes
+    as they are, at most; 0 where it takes merged weights only.
     """
 
     name: str
     dtype: str
     max_tokens: int
-    shared: bool
     hears: bool
+    lora_rank: int
 
     def sample(self, prompts: Sequence[Prompt], n: int, seeds: Sequence[int], sampling: Sampling) -> list[list[Sample]]:
         """n completions of each prompt, which is sent once with its audio. seeds: one a prompt; sample j adds j."""
@@ -97,8 +97,11 @@ class Rollouts(Protocol):
         """Nats of each completion's tokens after its prompt, at temperature 1, over the whole vocabulary."""
         ...
 
-    def sync(self, tensors: Mapping[str, Tensor]) -> Synced:
-        """Replace weights by the merged ones that training touched, named as on the hub."""
+    def sync(self, tensors: Mapping[str, Tensor]) -> Synced | None:
+        """Replace what it got before by what training touched (`weights.to_send`); called by all ranks.
+
+        None where one engine serves them all and another rank sends.
+        """
         ...
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from reasoning.inference.asking import one_placeholder, refuse_other_prompt, ref
 from reasoning.inference.endpoint import Endpoint, served_model
 from reasoning.inference.server_engine import LocalCheckpoint, as_wav
 from reasoning.inference.under_way import in_order
+from reasoning.rollouts.adapters import adapter_name
 from reasoning.rollouts.rollouts import Prompt, Sample, Sampling, Synced
 from reasoning.rollouts.transport import SERVED, FileTransport, Transport, ask_workers, other_training, post
 
@@ -47,12 +48,11 @@ class ServerRollouts:
 
     model: the name under which it must serve, which holds the base's fingerprint. checkpoint: the words of that base.
     folder: where the server takes weights from; transport, if given, brings them in another way. concurrency: prompts
-    under way at once. Raises RolloutError when the server cannot be reached, serves another model, or was not started
-    for training.
+    under way at once. sends: whether this rank is the one that syncs for all. Raises RolloutError when the server
+    cannot be reached, serves another model, or was not started for training.
     """
 
     name = "server"
-    shared = True
     hears = True
 
     def __init__(
@@ -66,19 +66,23 @@ class ServerRollouts:
         retries: int = RETRIES,
         api_key: str | None = None,
         transport: Callable[[Endpoint], Transport] | None = None,
+        sends: bool = True,
     ) -> None:
         self.checkpoint, self.concurrency = checkpoint, concurrency
         self.audio_id: int = checkpoint.tokenizer.convert_tokens_to_ids(checkpoint.family.audio_token)
         api = Endpoint(url, retries=retries, api_key=api_key)
         self.server = Endpoint(api.url.removesuffix("/v1"), retries=retries, api_key=api_key)
         self._once = Endpoint(self.server.url, retries=0, api_key=api_key)
-        self._seen: State = []
+        self._sends, self._seen = sends, State()
         try:
             self.model, limit = served_model(api, model)
         except EvaluationError as error:
             raise RolloutError(error.what, field=error.field, cure=SERVED) from None
         report = ask_workers(self.server, "report_weights")[0]
         self.dtype: str = report["dtype"]
+        self.lora_rank: int = report["lora_rank"]
+        if self.lora_rank:  # by this name it answers with whatever it was sent; its first adapter changes nothing
+            self.model = adapter_name(self.model)
         self.transport = transport(self.server) if transport else FileTransport(folder, self.server)
         # One token is kept back: vLLM scores a text only where there is room to write another token after it.
         self.max_tokens: int = (limit or 0) - 1
@@ -112,8 +116,11 @@ class ServerRollouts:
         asked = zip(prompts, completions, strict=True)
         return list(in_order(asked, scored, self.concurrency, self.server.hurry))
 
-    def sync(self, tensors: Mapping[str, Tensor]) -> Synced:
+    def sync(self, tensors: Mapping[str, Tensor]) -> Synced | None:
         """Raises StorageError when the disk refuses, RolloutError when the server refuses or is gone."""
+        if not self._sends:
+            self.transport.follow(tensors)
+            return None
         start = time.monotonic()
         with self.transport.lock:
             moved = self._paused(lambda: self.transport.send(tensors))

@@ -25,8 +25,8 @@ class TransformersRollouts:
     """Rollouts on a loaded model. It samples from the trainer's weights as they are: nothing has to be synced."""
 
     name = "transformers"
-    shared = False
     hears = False
+    lora_rank = 0
 
     def __init__(self, loaded: Loaded, prompter: Prompter) -> None:
         self.loaded, self.prompter = loaded, prompter
