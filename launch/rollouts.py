@@ -83,7 +83,13 @@ def open_rollouts(loaded: Loaded, rollout: RolloutArguments, args: Any) -> Rollo
         url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
         model = served_name(loaded.path, None)
         checkpoint = LocalCheckpoint.read(loaded.path)
-        return ServerRollouts(f"{url.removesuffix('/v1')}/v1", model, checkpoint, Path(str(rollout.rollouts_folder)))
+        return ServerRollouts(
+            f"{url.removesuffix('/v1')}/v1",
+            model,
+            checkpoint,
+            Path(str(rollout.rollouts_folder)),
+            sends=args.process_index == 0,
+        )
 
     from reasoning.rollouts.colocate import Colocate
 

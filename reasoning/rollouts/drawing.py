@@ -109,8 +109,7 @@ class FromRollouts:
 
     def sync(self) -> None:
         """Give the rollouts the trainer's present weights; called by all ranks."""
-        sends = not self.rollouts.shared or self.accelerator.is_main_process
-        self.synced = self.rollouts.sync(self.tensors) if sends else None
+        self.synced = self.rollouts.sync(self.tensors)
         self.accelerator.wait_for_everyone()
 
 

@@ -44,6 +44,10 @@ class Transport(Protocol):
         """Replace the server's weights by these. Returns how many bytes they have."""
         ...
 
+    def follow(self, tensors: Mapping[str, Tensor]) -> None:
+        """Note in a rank that sends nothing what another one, whose tensors are the same, is about to `send`."""
+        ...
+
     def send_again(self) -> None:
         """The last `send` of any rank once more, for a server that lost it."""
         ...
@@ -110,6 +114,9 @@ class FileTransport(Recorded):
             raise
         self._remove({path.name for path in self.folder.glob(f"{STEM}*")}.difference(files))
         return written
+
+    def follow(self, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing: the files are there for every rank."""
 
     def send_again(self) -> None:
         """Have the server read the files of the last `send`."""
