@@ -77,7 +77,7 @@ def parity(data: Any, model: Any, rollout: Any, args: Any, corpus: Any, rows: Se
     from reasoning.rollouts.parity import check_parity, swaps
     from reasoning.rollouts.policy import Policy
     from reasoning.rollouts.transformers import TransformersRollouts
-    from reasoning.rollouts.weights import Touched
+    from reasoning.rollouts.weights import to_send
 
     loaded = load_for_training(model, args)
     loaded.model.to(args.device)
@@ -85,9 +85,10 @@ def parity(data: Any, model: Any, rollout: Any, args: Any, corpus: Any, rows: Se
     add_answer_head(loaded.base, prompter.labels)
     policy = Policy(loaded, prompter, loaded.memory(data.memory_gib), data.level)
     rollouts = open_rollouts(loaded, rollout, args) or TransformersRollouts(loaded, prompter)
-    peft: Any = loaded.model
-    tensors = Touched(peft, without=None if rollouts.hears else loaded.family.projector)
     try:
+        tensors = to_send(rollouts, loaded)
+        if args.use_vllm:
+            print(f"a sync of {rollouts.name} moves {tensors.describe()}", flush=True)
         refuse_unfit(rows, prompter, data.level, args.max_completion_length, rollouts.max_tokens)
         checked = check_parity(
             policy,

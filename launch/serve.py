@@ -19,6 +19,9 @@ from launch.engines import merged, served_name
 from reasoning.errors import ConfigError
 from reasoning.inference.endpoint import LOOPBACK
 
+SERVED_RANK = 64
+"""Highest rank of an adapter that a server for training takes where it is not told another."""
+
 FOR_ROLLOUTS = [
     *("--worker-extension-cls", "reasoning.rollouts.worker_extension.WeightReceiver"),
     "--enable-scale-out",  # /inference/v1/generate: token ids in, token ids out
@@ -35,6 +38,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--adapter", type=Path, help="adapter to merge into it, kept in its folder as merged/")
     p.add_argument(
         "--rollouts", type=Path, help="serve GRPO: the folder that the training writes new weights to; /dev/shm is fast"
+    )
+    p.add_argument(
+        "--max-lora-rank",
+        type=int,
+        default=SERVED_RANK,
+        help="with --rollouts: highest rank of an adapter that is taken as it is, where vLLM has LoRA for the model; "
+        f"memory is set aside for it; 0: take merged weights only (default: {SERVED_RANK})",
     )
     p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     p.add_argument("--port", type=int, default=8000, help="default: 8000")
@@ -53,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         prepare_rollouts(args)
     refuse_taken(args.host, args.port)
     checkpoint = merged(args.model, args.adapter)
+    if args.rollouts is not None:
+        more = [*for_adapters(args, checkpoint), *more]
     command = vllm_command(args, checkpoint, more, eager=best_device().type == "cpu")
     print(f"equivox: http://{args.host}:{args.port}/v1 will serve {checkpoint}", file=sys.stderr, flush=True)
     os.execv(sys.executable, command)
@@ -79,6 +91,22 @@ def prepare_rollouts(args: argparse.Namespace) -> None:
 
     os.environ[FOLDER_VARIABLE] = str(args.rollouts.resolve())
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # /collective_rpc, /pause, /resume
+
+
+def for_adapters(args: argparse.Namespace, checkpoint: Path) -> list[str]:
+    """vLLM's options with which it takes a training's adapter as it is; none where it cannot or is told not to."""
+    from reasoning.inference.server_engine import LocalCheckpoint
+    from reasoning.rollouts.adapters import adapter_name, lora_options, takes_lora, write_blank
+
+    options = lora_options(args.max_lora_rank)
+    if not options or not takes_lora(checkpoint, args.dtype):
+        print("equivox: the training will send merged weights", file=sys.stderr, flush=True)
+        return []
+    rank = str(options["max_lora_rank"])
+    print(f"equivox: the training will send its adapter as it is, up to rank {rank}", file=sys.stderr, flush=True)
+    blank = write_blank(args.rollouts / "blank", checkpoint, LocalCheckpoint.read(checkpoint).family.lora_targets)
+    name = adapter_name(served_name(args.model, args.adapter))
+    return ["--enable-lora", "--max-lora-rank", rank, "--max-loras", "1", "--lora-modules", f"{name}={blank}"]
 
 
 def vllm_command(args: argparse.Namespace, checkpoint: Path, more: list[str], *, eager: bool) -> list[str]:

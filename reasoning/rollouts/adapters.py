@@ -8,11 +8,13 @@ before under the same number: no request can meet two of them, and no folder of 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,9 +26,6 @@ LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 
 ADAPTER_NUMBER = 1
 """vLLM's number of the only adapter; the first that a server is started with gets it."""
-
-SERVED_RANK = 64
-"""Highest rank that a server takes where it is not told another. vLLM sets aside memory for it in every layer."""
 
 
 def is_lora(name: str) -> bool:
@@ -76,17 +75,27 @@ def adapter_name(served: str) -> str:
     return f"{served}-adapter"
 
 
-def write_blank(folder: Path, layer: str, shape: tuple[int, int]) -> Path:
-    """`folder`, made an adapter that changes nothing, with which a server can be started.
+def write_blank(folder: Path, checkpoint: Path, layers: str) -> Path:
+    """`folder`, made an adapter that changes nothing, with which a server of the checkpoint can be started.
 
-    layer: any of the language model's, shape (out, in) its weight's: vLLM takes no adapter without layers.
+    layers: pattern of the language model's linear layers. One of them is named, as vLLM takes no adapter without any.
     """
+    layer, (rows, columns) = _first_layer(checkpoint, layers)
     folder.mkdir(parents=True, exist_ok=True)
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": [layer.rpartition(".")[2]]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    matrices = {LORA_A: torch.zeros(1, shape[1]), LORA_B: torch.zeros(shape[0], 1)}
+    matrices = {LORA_A: torch.zeros(1, columns), LORA_B: torch.zeros(rows, 1)}
     save_file({_peft_name(layer + part): t for part, t in matrices.items()}, folder / "adapter_model.safetensors")
     return folder
+
+
+def _first_layer(checkpoint: Path, layers: str) -> tuple[str, list[int]]:
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if re.fullmatch(layers, name.removesuffix(".weight")):
+                    return name.removesuffix(".weight"), file.get_slice(name).get_shape()
+    raise ModelError("has no linear layer that an adapter could be put on", row=str(checkpoint), field="model")
 
 
 def put_adapter(worker: Any, tensors: Mapping[str, Tensor]) -> None:

@@ -35,7 +35,7 @@ from reasoning.response import Reading
 from reasoning.rollouts.drawing import FromRollouts, FromTransformers, Source, sampling_of
 from reasoning.rollouts.fitting import refuse_unfit
 from reasoning.rollouts.rollouts import Prompt, Rollouts
-from reasoning.rollouts.weights import Touched
+from reasoning.rollouts.weights import to_send
 from reasoning.training.objective import vote_kl_nats
 from reasoning.training.rewarding import Guard, agreement_weights
 from reasoning.training.schedule import EpochSampler
@@ -143,8 +143,8 @@ class AudioGRPOTrainer(GRPOTrainer):
         if rollouts is None:
             options = cast(dict[str, Any], self.args.generation_kwargs or {})
             return FromTransformers(self._loaded, self._prompter, sampling, self._whole_model, options)
-        without = None if rollouts.hears else self._loaded.family.projector
-        tensors = Touched(cast(Any, self._loaded.model), without=without)
+        tensors = to_send(rollouts, self._loaded)
+        self.accelerator.print(f"a sync of {rollouts.name} moves {tensors.describe()}")
         group = int(self.num_generations or 1)
         return FromRollouts(rollouts, tensors, sampling, self.accelerator, seed=self.args.seed, group=group)
 
