@@ -234,6 +234,12 @@ def untrained_flamingo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_untrained(folder, AudioFlamingo3ForConditionalGeneration, processor, audio_config, audio_token_id=token)
 
 
+@pytest.fixture(scope="session", params=["untrained_checkpoint", "untrained_flamingo"])
+def untrained_family(request: pytest.FixtureRequest) -> Path:
+    """A random checkpoint of each family in turn."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="session")
 def trained_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path, tone_corpus: Path

@@ -14,10 +14,10 @@ from reasoning.response import read_response
 
 
 @pytest.fixture(scope="module")
-def asked(trained_checkpoint):
-    corpus = read_corpus(trained_checkpoint.corpus)
+def asked(trained_family):
+    corpus = read_corpus(trained_family.corpus)
     clips = split_clips(corpus, 0)["test"]
-    engine = TransformersEngine(load_model(trained_checkpoint.model), corpus.info.emotions, batch_size=5)
+    engine = TransformersEngine(load_model(trained_family.model), corpus.info.emotions, batch_size=5)
     requests = [Request(c.id, corpus.root / c.audio, c.transcript) for c in clips]
     return engine, requests, normalize_votes([c.votes for c in clips]), corpus.info.emotions
 

@@ -11,10 +11,13 @@ import torch
 from data_builders.rows import read_corpus
 from reasoning.audio import read_audio
 from reasoning.errors import AudioError
+from reasoning.models.answer_head import add_answer_head
 from reasoning.models.loading import load_model
 from reasoning.models.memory import AudioMemory, batch_heard
 from reasoning.models.prompter import Prompter, prompt_batch
 from reasoning.prompts import conversation
+from reasoning.training.collate import AnswerCollator
+from reasoning.training.objective import vote_kl_nats
 
 
 @pytest.fixture(scope="module")
@@ -64,25 +67,35 @@ def test_cutting_mel_frames_at_the_valid_length_would_change_the_features(hearin
     assert (wrong[:n] - right.features[:n]).abs().max() > 1e-3
 
 
-def test_cached_and_direct_losses_and_gradients_agree(hearing):
+def test_the_sft_loss_and_its_gradients_are_the_same_with_cached_and_with_direct_features(hearing):
+    """Cross-entropy and vote KL of the shared forward, and the gradients of the projector and of a linear layer."""
     loaded, paths, emotions = hearing
-    prompter = Prompter(loaded, emotions)
-    heard = loaded.memory().hear(paths)
-    batch = prompt_batch(prompter, [prompter.prompt_ids("a tone", h, "no_think") for h in heard], heard)
-    direct = processor_inputs(loaded, paths, emotions)
-    projector = next(loaded.projector.parameters())
-    projector.requires_grad_(True)
+    collator = AnswerCollator(Prompter(loaded, emotions), loaded.memory(), level="no_think", seed=0)
+    rows = [
+        {"id": str(p), "audio": str(p), "transcript": "a tone", "votes": [i, 1, 2, 0, 1, 3]}
+        for i, p in enumerate(paths)
+    ]
+    cached, direct = collator(rows), processor_inputs(loaded, paths, emotions)
+    add_answer_head(loaded.base, collator.prompter.labels)
+    layer = loaded.base.get_submodule("model.language_model.layers.0.self_attn.q_proj").weight
+    weights = [*loaded.projector.parameters(), layer]
     losses, gradients = [], []
-    for inputs in (batch, direct):
-        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-        projector.grad = None
-        loss = loaded.model(**inputs, labels=labels).loss
-        loss.backward()
+    for weight in weights:
+        weight.requires_grad_(True)
+    for audio in (cached, direct):
+        heard = {name: audio[name] for name in ("input_features", loaded.family.frames_mask)}
+        batch = {name: value for name, value in cached.items() if name != "votes"} | heard
+        out = loaded.model(**batch, answer_head=True)
+        loss = vote_kl_nats(out.label_logits, cached["votes"]).mean() - out.logps.mean() - out.label_mass.mean()
         losses.append(loss.item())
-        gradients.append(projector.grad.clone())
-    projector.requires_grad_(False)
+        gradients.append(torch.autograd.grad(loss, weights))
+    for weight in weights:
+        weight.requires_grad_(False)
+    assert cached["input_features"].shape != direct["input_features"].shape
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-3)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+    assert min(gradient.abs().max() for gradient in gradients[0]) > 1e-3
 
 
 def test_each_clip_passes_the_tower_once_and_forgetting_costs_passes_not_answers(hearing):

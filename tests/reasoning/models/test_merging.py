@@ -34,13 +34,13 @@ def save_adapter(model, folder, seed):
 
 
 @pytest.fixture(scope="module")
-def adapter(untrained_checkpoint, tmp_path_factory):
-    return save_adapter(untrained_checkpoint, tmp_path_factory.mktemp("adapter"), 0)
+def adapter(untrained_family, tmp_path_factory):
+    return save_adapter(untrained_family, tmp_path_factory.mktemp("adapter"), 0)
 
 
 @pytest.fixture(scope="module")
-def merged(untrained_checkpoint, adapter, tmp_path_factory):
-    return merge_adapter(untrained_checkpoint, adapter, tmp_path_factory.mktemp("out") / "merged")
+def merged(untrained_family, adapter, tmp_path_factory):
+    return merge_adapter(untrained_family, adapter, tmp_path_factory.mktemp("out") / "merged")
 
 
 @torch.no_grad()
@@ -60,39 +60,39 @@ def tensors(folder):
         return {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
 
 
-def test_merged_logits_equal_the_adapters_and_are_far_from_the_bases(untrained_checkpoint, adapter, merged):
-    with_adapter, alone = logits(load_model(untrained_checkpoint, adapter)), logits(load_model(merged))
+def test_merged_logits_equal_the_adapters_and_are_far_from_the_bases(untrained_family, adapter, merged):
+    with_adapter, alone = logits(load_model(untrained_family, adapter)), logits(load_model(merged))
     torch.testing.assert_close(alone, with_adapter, atol=2e-5, rtol=1e-5)
-    assert (with_adapter - logits(load_model(untrained_checkpoint))).abs().mean() > 0.05
+    assert (with_adapter - logits(load_model(untrained_family))).abs().mean() > 0.05
 
 
-def test_the_folder_holds_the_bases_names_shapes_and_number_types(untrained_checkpoint, merged, tmp_path):
-    assert tensors(merged) == tensors(untrained_checkpoint)
+def test_the_folder_holds_the_bases_names_shapes_and_number_types(untrained_family, merged, tmp_path):
+    assert tensors(merged) == tensors(untrained_family)
     half = tmp_path / "half"
-    load_model(untrained_checkpoint, dtype=torch.bfloat16).base.save_pretrained(half)
-    load_model(untrained_checkpoint).processor.save_pretrained(half)
+    load_model(untrained_family, dtype=torch.bfloat16).base.save_pretrained(half)
+    load_model(untrained_family).processor.save_pretrained(half)
     again = merge_adapter(half, save_adapter(half, tmp_path / "adapter", 1), tmp_path / "merged")
     assert {kind for _, kind in tensors(again).values()} == {"BF16"}
 
 
-def test_a_finished_merge_is_kept_and_another_adapters_replaces_it(untrained_checkpoint, adapter, tmp_path):
+def test_a_finished_merge_is_kept_and_another_adapters_replaces_it(untrained_family, adapter, tmp_path):
     folder, out = shutil.copytree(adapter, tmp_path / "adapter"), tmp_path / "merged"
-    merge_adapter(untrained_checkpoint, folder, out)
+    merge_adapter(untrained_family, folder, out)
     first = (out / "model.safetensors").stat()
-    assert merge_adapter(untrained_checkpoint, folder, out) == out
+    assert merge_adapter(untrained_family, folder, out) == out
     assert (out / "model.safetensors").stat() == first
-    save_adapter(untrained_checkpoint, folder, 2)
-    merge_adapter(untrained_checkpoint, folder, out)
+    save_adapter(untrained_family, folder, 2)
+    merge_adapter(untrained_family, folder, out)
     torch.testing.assert_close(
-        logits(load_model(out)), logits(load_model(untrained_checkpoint, folder)), atol=2e-5, rtol=1e-5
+        logits(load_model(out)), logits(load_model(untrained_family, folder)), atol=2e-5, rtol=1e-5
     )
-    assert json.loads((out / MERGED_RECORD).read_text())["base"] == str(untrained_checkpoint)
+    assert json.loads((out / MERGED_RECORD).read_text())["base"] == str(untrained_family)
 
 
-def test_a_folder_of_something_else_and_an_adapter_of_another_base_are_refused(untrained_checkpoint, adapter, tmp_path):
+def test_a_folder_of_something_else_and_an_adapter_of_another_base_are_refused(untrained_family, adapter, tmp_path):
     with pytest.raises(ModelError, match="no folder of merged weights"):
-        merge_adapter(untrained_checkpoint, adapter, tmp_path)
-    other = shutil.copytree(untrained_checkpoint, tmp_path / "other")
+        merge_adapter(untrained_family, adapter, tmp_path)
+    other = shutil.copytree(untrained_family, tmp_path / "other")
     model = load_model(other).base
     model.get_output_embeddings().weight.data += 1
     model.save_pretrained(other)
@@ -101,7 +101,7 @@ def test_a_folder_of_something_else_and_an_adapter_of_another_base_are_refused(u
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_disk_without_room_is_one_error_and_leaves_no_folder(untrained_checkpoint, adapter, tmp_path):
+def test_a_disk_without_room_is_one_error_and_leaves_no_folder(untrained_family, adapter, tmp_path):
     code = (
         "import sys; from pathlib import Path; from reasoning.models.merging import merge_adapter\n"
         "from reasoning.errors import StorageError\n"
@@ -110,7 +110,7 @@ def test_a_disk_without_room_is_one_error_and_leaves_no_folder(untrained_checkpo
     )
     out = tmp_path / "merged"
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, (untrained_checkpoint, adapter, out))],
+        [sys.executable, "-c", code, *map(str, (untrained_family, adapter, out))],
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
     )  # fmt: skip
