@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,39 @@ if TYPE_CHECKING:
     from reasoning.rollouts.rollouts import Rollouts
 
 
+COLOCATED = {
+    "vllm_gpu_memory_utilization": "--gpu-memory-utilization",
+    "vllm_enable_sleep_mode": "--enable-sleep-mode",
+    "vllm_tensor_parallel_size": "--tensor-parallel-size",
+    "vllm_max_model_length": "--max-model-len",
+    "vllm_model_impl": "--model-impl",
+}
+"""Options of a vLLM that the training starts -> what `equivox serve` calls them."""
+
+SERVED = ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "rollouts_folder", "rollouts_transport")
+"""Options that say where a server is and how it gets its weights."""
+
+UNREAD = {
+    "generation_kwargs": "is not passed to vLLM",
+    "vllm_structured_outputs_regex": "is not passed to vLLM",
+    "vllm_server_timeout": "is not read: a server is waited for as long as it may take to be restarted",
+    "vllm_group_port": "is not read: no transport of weights listens on a port of its own",
+}
+
+
 @dataclass
 class RolloutArguments:
-    """Where a server takes its weights from, and how often its rollouts are held to the trainer."""
+    """Where a server takes its weights from and how, and how often its rollouts are held to the trainer."""
 
     rollouts_folder: str | None = field(
         default=None,
         metadata={"help": "With vllm_mode server: the FOLDER of `equivox serve --rollouts FOLDER`."},
+    )
+    rollouts_transport: str = field(
+        default="file",
+        metadata={
+            "help": "With vllm_mode server: how weights reach it. file, or broadcast: NCCL between GPUs, else gloo."
+        },
     )
     parity_every: int = field(
         default=50,
@@ -29,6 +56,9 @@ class RolloutArguments:
     def __post_init__(self) -> None:
         if self.parity_every < 0:
             raise ConfigError(f"is {self.parity_every}, expected 0 or more", field="parity_every")
+        if self.rollouts_transport not in ("file", "broadcast"):
+            what = f"is {self.rollouts_transport!r}, expected file or broadcast"
+            raise ConfigError(what, field="rollouts_transport")
 
 
 def check_vllm(args: Any, rollout: RolloutArguments) -> None:
@@ -41,9 +71,7 @@ def check_vllm(args: Any, rollout: RolloutArguments) -> None:
     if args.vllm_mode == "colocate" and args.world_size % args.vllm_tensor_parallel_size:
         what = f"is {args.vllm_tensor_parallel_size}, which does not divide the {args.world_size} ranks"
         raise ConfigError(what, field="vllm_tensor_parallel_size")
-    for name, default in (("generation_kwargs", None), ("vllm_structured_outputs_regex", None)):
-        if getattr(args, name) != default:
-            raise ConfigError("is not passed to vLLM", field=name, cure="leave it out")
+    _refuse_unread(args, rollout)
     # TRL checks this where it starts a vLLM of its own.
     mode, wanted = args.vllm_importance_sampling_mode, ("token_truncate", "token_mask")
     if args.loss_type == "vespo" and args.vllm_importance_sampling_correction and mode not in wanted:
@@ -54,6 +82,27 @@ def check_vllm(args: Any, rollout: RolloutArguments) -> None:
         if is_so:
             what = "cuts the weights up over the ranks, which the merge for vLLM does not follow"
             raise ConfigError(what, field=name, cure="use ddp or ZeRO-2, or leave out use_vllm")
+
+
+def _refuse_unread(args: Any, rollout: RolloutArguments) -> None:
+    """Raise ConfigError naming the first option that was changed and that nothing in this vllm_mode reads."""
+    from trl import GRPOConfig
+
+    given = vars(args) | vars(rollout)
+    defaults = {f.name: f.default for kind in (GRPOConfig, RolloutArguments) for f in fields(kind)}
+    changed = {name for name, default in defaults.items() if given.get(name, default) != default}
+    for name in [name for name in UNREAD if name in changed]:
+        raise ConfigError(UNREAD[name], field=name, cure="leave it out")
+    if args.vllm_mode == "server":
+        for name in [name for name in COLOCATED if name in changed]:
+            what = "is of the vLLM that vllm_mode colocate starts, which a server does not read"
+            raise ConfigError(what, field=name, cure=f"start `equivox serve` with {COLOCATED[name]} instead")
+        for name in [name for name in ("vllm_server_host", "vllm_server_port") if name in changed]:
+            if args.vllm_server_base_url is not None:
+                raise ConfigError("is not read beside vllm_server_base_url", field=name, cure="leave one of them out")
+        return
+    for name in [name for name in SERVED if name in changed]:
+        raise ConfigError("is of a server, vllm_mode is colocate", field=name, cure="add vllm_mode: server")
 
 
 def _stage_three(args: Any) -> bool:
@@ -78,16 +127,18 @@ def open_rollouts(loaded: Loaded, rollout: RolloutArguments, args: Any) -> Rollo
     if args.vllm_mode == "server":
         from launch.engines import served_name
         from reasoning.inference.server_engine import LocalCheckpoint
+        from reasoning.rollouts.broadcast import BroadcastTransport
         from reasoning.rollouts.server import ServerRollouts
 
         url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
         model = served_name(loaded.path, None)
-        checkpoint = LocalCheckpoint.read(loaded.path)
+        checkpoint, folder = LocalCheckpoint.read(loaded.path), Path(str(rollout.rollouts_folder))
         return ServerRollouts(
             f"{url.removesuffix('/v1')}/v1",
             model,
             checkpoint,
-            Path(str(rollout.rollouts_folder)),
+            folder,
+            transport=partial(BroadcastTransport, folder) if rollout.rollouts_transport == "broadcast" else None,
             sends=args.process_index == 0,
         )
 

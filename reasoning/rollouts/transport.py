@@ -73,7 +73,7 @@ class Recorded:
                 field="rollouts",
                 cure=f"name {watched} for the training, or start `equivox serve --rollouts {self.folder}`",
             )
-        self.lock = FileLock(self.folder / "lock")
+        self.lock: AbstractContextManager[Any] = FileLock(self.folder / "lock")
 
     def expected(self) -> str | None:
         """Raises RolloutError when another training sent weights after this one."""

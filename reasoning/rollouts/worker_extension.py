@@ -1,7 +1,7 @@
 """What `equivox serve --rollouts FOLDER` mixes into vLLM's worker, so that a server takes weights while it runs.
 
-Files are safetensors, which are data: nothing is unpickled. They come from one folder, named when the server is started
-and by nobody who asks it.
+Nothing is unpickled: tensors come as safetensors files from one folder, named when the server is started and by nobody
+who asks it, or as bytes from a group that meets in that folder.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from reasoning.errors import EquivoxError, ModelError
 from reasoning.rollouts.adapters import fits, is_lora, weight_of
+from reasoning.rollouts.broadcast import Announced, Arriving, meeting_file, number_type
+from reasoning.rollouts.group import Group, device_name, join
 from reasoning.rollouts.receiving import checksum, receive
 
 FOLDER_VARIABLE = "EQUIVOX_ROLLOUTS"
@@ -61,9 +64,14 @@ class WeightReceiver:
 
     model_runner: Any
     vllm_config: Any
+    device: torch.device
+    rank: int
 
     held_checksum: str | None = None
     replaced_names: frozenset[str] = frozenset()
+    announced_weights: Announced = ()
+    weights_group: Group | None = None
+    weights_meeting: str = ""
 
     def report_weights(self) -> dict[str, Any]:
         """boot: of this process. held: checksum of what it was given, None for the checkpoint's. folder. dtype.
@@ -85,7 +93,7 @@ class WeightReceiver:
         words.
         """
 
-        def take() -> str:
+        def take() -> dict[str, str]:
             sent = TensorFiles(watched(Path(os.environ[FOLDER_VARIABLE]), files))
             stored = self._stored()
             refuse_misfits({name: sent.shape(name) for name in sent}, stored)
@@ -94,9 +102,65 @@ class WeightReceiver:
                 raise ModelError(f"arrived with checksum {arrived}, sent was {expected}", row=files[0])
             self._replace(sent, stored)
             self.held_checksum = arrived
-            return arrived
+            return {"checksum": arrived}
 
         return answered(take)
+
+    def announce_weights(self, announced: Announced) -> dict[str, str]:
+        """Refuse what `receive_broadcast` could not load.
+
+        Returns meeting: of the group that this worker is in, "" without one. device: its GPU, or "cpu".
+        """
+
+        def look() -> dict[str, str]:
+            engines = self.vllm_config.parallel_config.data_parallel_size
+            if engines > 1:
+                what = f"{engines} engines share this server, and only one of them would get the weights"
+                raise ModelError(what, field="data-parallel-size", cure="serve with one, or name another transport")
+            refuse_misfits({name: tuple(shape) for name, _, shape in announced}, self._stored())
+            for _, dtype, _ in announced:
+                number_type(dtype)
+            self.announced_weights = announced
+            return {"meeting": self.weights_meeting, "device": device_name(self.device)}
+
+        return answered(look)
+
+    def join_group(self, token: str, backend: str, size: int, patience_s: float) -> dict[str, str]:
+        """Meet the trainer and the other workers, in place of those of an earlier group."""
+
+        def meet() -> dict[str, str]:
+            self.leave_group()
+            meeting = meeting_file(Path(os.environ[FOLDER_VARIABLE]), token)
+            self.weights_group = join(backend, meeting, 1 + self.rank, size, self.device, patience_s, lambda: False)
+            self.weights_meeting = token
+            return {}
+
+        return answered(meet)
+
+    def receive_broadcast(self) -> dict[str, str]:
+        """Replace weights by those that were announced, as they come; the others are the checkpoint's again."""
+
+        def take() -> dict[str, str]:
+            sent, self.announced_weights = self.announced_weights, ()
+            stored = self._stored()
+            arriving = Arriving(sent, self.weights_group, stored)
+            try:
+                self._replace(arriving, stored)
+                arriving.raise_lost()
+            except BaseException:
+                self.leave_group()  # so the trainer does not wait
+                raise
+            self.held_checksum = arriving.checksum()
+            return {"checksum": self.held_checksum}
+
+        return answered(take)
+
+    def leave_group(self) -> dict[str, str]:
+        """Nothing is left open."""
+        group, self.weights_group, self.weights_meeting = self.weights_group, None, ""
+        if group is not None:
+            group.close()
+        return {}
 
     def _stored(self) -> TensorFiles:
         """The checkpoint that is served."""
@@ -108,17 +172,20 @@ class WeightReceiver:
         again = {name: stored[name] for name in self.replaced_names - weights}
         self.replaced_names |= weights
         self.held_checksum = INCOMPLETE
+        self._load_into_model(ChainMap(cast(Any, sent), again))
+        self.replaced_names = weights
+
+    def _load_into_model(self, tensors: Mapping[str, Tensor]) -> None:
         from vllm.config import set_current_vllm_config  # pyright: ignore[reportMissingImports]
 
         with set_current_vllm_config(self.vllm_config):
-            receive(self, ChainMap(cast(Any, sent), again))
-        self.replaced_names = weights
+            receive(self, tensors)
 
 
-def answered(take: Callable[[], str]) -> dict[str, str]:
-    """{"checksum": what `take` returns} or, instead of an exception, {"refused": why, "cure": what mends it}."""
+def answered(take: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """What `take` returns or, instead of an exception, {"refused": why, "cure": what mends it}."""
     try:
-        return {"checksum": take()}
+        return take()
     except EquivoxError as error:
         said = EquivoxError(error.what, row=error.row, field=error.field)  # without its cure
         return {"refused": str(said), "cure": error.cure or "look at the server's log"}

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,14 +164,61 @@ def test_with_sleep_mode_a_gpu_is_shared_and_rollouts_stay_near_the_trainer(trai
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_rollouts_would_not_follow_is_refused(change, says):
-    from trl import GRPOConfig
-
-    args = GRPOConfig("unused", use_vllm=True, use_cpu=True, bf16=False, report_to=[])
+    args = grpo_config()
     asked = SimpleNamespace(**{**vars(args), "world_size": args.world_size, **change})
     with pytest.raises(ConfigError, match=says):
         check_vllm(asked, RolloutArguments())
     asked.use_vllm = False
     check_vllm(asked, RolloutArguments())
+
+
+@pytest.mark.parametrize(
+    ("mode", "option", "value", "says"),
+    [
+        ("server", "vllm_gpu_memory_utilization", 0.5, "start `equivox serve` with --gpu-memory-utilization instead"),
+        ("server", "vllm_enable_sleep_mode", True, "--enable-sleep-mode"),
+        ("server", "vllm_tensor_parallel_size", 2, "--tensor-parallel-size"),
+        ("server", "vllm_max_model_length", 512, "--max-model-len"),
+        ("server", "vllm_model_impl", "transformers", "--model-impl"),
+        ("server", "vllm_server_timeout", 60.0, "is not read: a server is waited for"),
+        ("server", "vllm_group_port", 51217, "is not read: no transport of weights listens"),
+        ("colocate", "vllm_server_base_url", "http://127.0.0.1:8000", "is of a server, .* add vllm_mode: server"),
+        ("colocate", "vllm_server_host", "127.0.0.1", "is of a server"),
+        ("colocate", "vllm_server_port", 8001, "is of a server"),
+        ("colocate", "vllm_server_timeout", 60.0, "is not read"),
+        ("colocate", "vllm_group_port", 51217, "is not read"),
+        ("colocate", "rollouts_folder", "/dev/shm/x", "is of a server"),
+        ("colocate", "rollouts_transport", "broadcast", "is of a server"),
+    ],
+)
+def test_an_option_that_nothing_in_this_mode_reads_is_refused(mode, option, value, says):
+    from trl import GRPOConfig
+
+    ours = {"rollouts_folder": "/dev/shm/x"} if mode == "server" else {}
+    theirs: dict[str, Any] = {"vllm_mode": mode}
+    check_vllm(grpo_config(**theirs), RolloutArguments(**ours))
+    (theirs if option in {f.name for f in fields(GRPOConfig)} else ours)[option] = value
+    with pytest.raises(ConfigError, match=rf"^{option}: .*{says}"):
+        check_vllm(grpo_config(**theirs), RolloutArguments(**ours))
+
+
+def test_a_servers_host_and_port_are_read_without_its_base_url_only():
+    rollout = RolloutArguments(rollouts_folder="/dev/shm/x")
+    alone = {"vllm_mode": "server", "vllm_server_port": 8001}
+    check_vllm(grpo_config(**alone), rollout)
+    with pytest.raises(ConfigError, match=r"^vllm_server_port: is not read beside vllm_server_base_url"):
+        check_vllm(grpo_config(**alone, vllm_server_base_url="http://127.0.0.1:8000"), rollout)
+
+
+def test_an_unknown_transport_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match=r"^rollouts_transport: is 'nccl', expected file or broadcast"):
+        RolloutArguments(rollouts_transport="nccl")
+
+
+def grpo_config(**options: Any) -> Any:
+    from trl import GRPOConfig
+
+    return GRPOConfig("unused", use_vllm=True, use_cpu=True, bf16=False, report_to=[], **options)
 
 
 @pytest.mark.parametrize(("device", "bf16", "expected"), [

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from reasoning.errors import ModelError, RolloutError
 from reasoning.inference.server_engine import LocalCheckpoint
 from reasoning.models.loading import add_adapter, load_model
 from reasoning.models.prompter import Prompter, prompt_batch
+from reasoning.rollouts.broadcast import BroadcastTransport
 from reasoning.rollouts.receiving import checksum
 from reasoning.rollouts.rollouts import Prompt, Sampling
 from reasoning.rollouts.server import ServerRollouts
@@ -91,17 +94,38 @@ def trainer(trained_checkpoint):
     return Trainer(trained_checkpoint)
 
 
+@dataclass
+class Served:
+    """A server of `model` that can be killed and started again at its port. folder: where it takes weights from."""
+
+    serve: Any
+    model: Any
+    folder: Any
+    options: tuple[object, ...] = ()
+    running: Any = None
+
+    def start(self):
+        port = self.running and self.running.port
+        self.running = self.serve("--model", self.model, "--rollouts", self.folder, *self.options, port=port)
+        return self
+
+    def kill(self):
+        os.killpg(self.running.process.pid, signal.SIGKILL)
+        self.running.process.wait()
+
+
 @pytest.fixture(scope="session")
 def server(serve, trained_checkpoint, tmp_path_factory):
-    """(the running server, its folder)."""
-    folder = tmp_path_factory.mktemp("rollouts")
-    return serve("--model", trained_checkpoint.model, "--rollouts", folder), folder
+    return Served(serve, trained_checkpoint.model, tmp_path_factory.mktemp("rollouts")).start()
 
 
 def connect(server, trainer, **options):
-    running, folder = server
     checkpoint = LocalCheckpoint.read(trainer.path)
-    return ServerRollouts(running.url, served_name(trainer.path, None), checkpoint, folder, **options)
+    return ServerRollouts(server.running.url, served_name(trainer.path, None), checkpoint, server.folder, **options)
+
+
+def by_broadcast(server, trainer, **options):
+    return connect(server, trainer, transport=partial(BroadcastTransport, server.folder), **options)
 
 
 @pytest.fixture
@@ -247,14 +271,15 @@ def test_no_client_can_name_a_file_outside_the_folder(rollouts, trainer):
 
 
 def test_a_folder_that_the_server_does_not_watch_is_refused(server, trainer, tmp_path):
-    with pytest.raises(RolloutError, match=rf"takes weights from {server[1]}, the training writes them to {tmp_path}"):
-        connect((server[0], tmp_path), trainer)
+    for other in (connect, by_broadcast):
+        with pytest.raises(RolloutError, match=rf"from {server.folder}, the training writes them to {tmp_path}"):
+            other(replace(server, folder=tmp_path), trainer)
 
 
 def test_a_server_of_another_base_is_refused_by_its_name(server, trainer):
     checkpoint = LocalCheckpoint.read(trainer.path)
     with pytest.raises(RolloutError, match=r"serves 'equivox-\w+', asked for is 'equivox-0123'"):
-        ServerRollouts(server[0].url, "equivox-0123", checkpoint, server[1])
+        ServerRollouts(server.running.url, "equivox-0123", checkpoint, server.folder)
 
 
 def test_another_rank_samples_by_what_the_first_one_sent(server, rollouts, trainer):
@@ -267,6 +292,46 @@ def test_another_rank_samples_by_what_the_first_one_sent(server, rollouts, train
     assert rollouts.sample(trainer.prompts[:2], 2, SEEDS[:2], DRAW) == drawn
 
 
+@pytest.mark.parametrize("train_projector", [True, False])
+def test_weights_that_were_broadcast_give_the_log_probabilities_that_files_gave(
+    server, rollouts, trainer, train_projector
+):
+    _, samples = flat(trainer, rollouts.sample(trainer.prompts, 1, SEEDS, DRAW))
+    completions = [s.ids for s in samples]
+    before = rollouts.logps(trainer.prompts, completions)
+    touched = Touched(trainer.adapted(8, train_projector).model)
+    filed = rollouts.sync(touched)
+    expected = rollouts.logps(trainer.prompts, completions)
+    assert worst(expected, before) > 0.1
+    rollouts.sync({})
+    rollouts.close()
+    client = by_broadcast(server, trainer)
+    for _ in range(2):  # in a new group, and in the same
+        synced = client.sync(touched)
+        assert (synced.tensors, synced.bytes) == (filed.tensors, filed.bytes)
+        held = ask_workers(client.server, "report_weights")[0]["held"]
+        assert held == synced.checksum != filed.checksum
+        assert client.logps(trainer.prompts, completions) == expected
+        client.sync({})
+        assert client.logps(trainer.prompts, completions) == before
+    client.close()
+
+
+def test_misfits_are_refused_before_they_are_broadcast(server, rollouts, trainer):
+    rollouts.close()
+    client = by_broadcast(server, trainer)
+    touched = Touched(trainer.adapted(9).model)
+    client.sync(touched)
+    expected = client.sample(trainer.prompts[:2], 2, SEEDS[:2], DRAW)
+    name = next(iter(touched))
+    with pytest.raises(RolloutError, match=r"\[model.no_such.weight\] weights: is no weight of the served checkpoint"):
+        client.sync({"model.no_such.weight": torch.zeros(2, 2)})
+    with pytest.raises(RolloutError, match=rf"\[{name}\] weights: has shape \(2, 2\), in the served checkpoint"):
+        client.sync({name: torch.zeros(2, 2)})
+    assert client.sample(trainer.prompts[:2], 2, SEEDS[:2], DRAW) == expected
+    client.close()
+
+
 def test_weights_of_another_training_are_noticed(server, rollouts, trainer):
     other = connect(server, trainer)
     other.sync(Touched(trainer.adapted(4).model))
@@ -275,25 +340,20 @@ def test_weights_of_another_training_are_noticed(server, rollouts, trainer):
     other.close()
 
 
-def test_a_server_killed_in_the_middle_costs_time_and_no_other_samples(serve, server, trainer, monkeypatch, caplog):
-    running, folder = server
+def test_a_server_killed_in_the_middle_costs_time_and_no_other_samples(server, trainer, monkeypatch, caplog):
     impatient = connect(server, trainer, retries=0)
     client = connect(server, trainer, concurrency=4, retries=30)
     client.sync(Touched(trainer.adapted(5).model))
     undisturbed = ids_of(client.sample(trainer.prompts, 4, SEEDS, DRAW))
-    comeback = threading.Thread(
-        target=serve, args=("--model", trainer.path, "--rollouts", folder), kwargs={"port": running.port}
-    )
+    comeback = threading.Thread(target=server.start)
     asked, ask = [], client._state
 
     def killed_after_three_answers(row):
         asked.append(row)
         if len(asked) == 4:
-            os.killpg(running.process.pid, signal.SIGKILL)
-            running.process.wait()
-            with pytest.raises(
-                RolloutError, match=rf"\[{trainer.prompts[0].row}\] url: http://.*:{running.port}/.*serve"
-            ):
+            server.kill()
+            said = rf"\[{trainer.prompts[0].row}\] url: http://.*:{server.running.port}/.*serve"
+            with pytest.raises(RolloutError, match=said):
                 impatient.sample(trainer.prompts[:1], 1, [0], DRAW)
             comeback.start()
         return ask(row)
@@ -307,4 +367,80 @@ def test_a_server_killed_in_the_middle_costs_time_and_no_other_samples(serve, se
     assert any("does not answer" in r.message for r in caplog.records)
     client.sync({})
     assert ids_of(client.sample(trainer.prompts, 4, SEEDS, DRAW)) != undisturbed  # by the checkpoint's own weights
+    client.close()
+
+
+def test_a_server_killed_during_a_broadcast_is_one_error_and_gets_the_last_sync_again_when_it_is_back(server, trainer):
+    client = by_broadcast(server, trainer, retries=0)
+    other = by_broadcast(server, trainer, retries=30, sends=False)
+    touched = Touched(trainer.adapted(10).model)
+    assert other.sync(Touched(trainer.adapted(10).model)) is None
+    client.sync(touched)
+    expected = client.logps(trainer.prompts[:3], COMPLETIONS)
+    killed_while_sent(server, client, touched)
+    server.start()
+    assert other.logps(trainer.prompts[:3], COMPLETIONS) == expected
+    assert client.logps(trainer.prompts[:3], COMPLETIONS) == expected
+    client.sync({})
+    assert client.logps(trainer.prompts[:3], COMPLETIONS) != expected
+    client.close()
+    other.close()
+
+
+COMPLETIONS = [[5, 6, 7], [8, 9], [10]]
+
+
+def killed_while_sent(server, client, touched):
+    """Kill the server between two tensors of a sync, which says so."""
+
+    class Killing(dict):
+        armed = False
+
+        def __getitem__(self, name):
+            if self.armed and name == sorted(self)[3]:
+                server.kill()
+            return super().__getitem__(name)
+
+    killing = Killing({name: tensor + 1 for name, tensor in touched.items()})
+    client.transport.follow(killing)
+    killing.armed = True
+    said = rf"url: http://.*:{server.running.port}/collective_rpc does not answer.*equivox serve"
+    with pytest.raises(RolloutError, match=said):
+        client.sync(killing)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("card", "backend"), [("0", "gloo"), ("1", "nccl")], ids=["a GPU for both", "a GPU for each"])
+def test_between_gpus_too_a_broadcast_gives_the_log_probabilities_that_files_give(
+    serve, trainer, tmp_path, monkeypatch, caplog, card, backend
+):
+    """By NCCL where the trainer has one GPU and the server the other."""
+    torch.cuda.init()
+    if int(card) >= torch.cuda.device_count():
+        pytest.skip("needs two GPUs: NCCL lets no two members share one")
+    caplog.set_level("INFO")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", card)  # of the server; this process has its own already
+    server = Served(serve, trainer.path, tmp_path / "weights", ("--gpu-memory-utilization", 0.2)).start()
+    adapted = trainer.adapted(11)
+    adapted.model.to("cuda:0")
+    touched = Touched(adapted.model)
+    found = []
+    for connected in (connect, by_broadcast):
+        client = connected(server, trainer, retries=0)
+        found.append(client.logps(trainer.prompts[:3], COMPLETIONS))
+        client.sync(touched)
+        found.append(client.logps(trainer.prompts[:3], COMPLETIONS))
+        client.sync({})
+        client.close()
+    before, by_files, restored, broadcast = found
+    assert worst(by_files, before) > 0.1
+    assert worst(restored, before) < TOLERANCE_NATS
+    assert worst(broadcast, by_files) < TOLERANCE_NATS
+    assert f"by {backend}" in caplog.text
+    client = by_broadcast(server, trainer, retries=0)
+    client.sync(touched)
+    killed_while_sent(server, client, touched)
+    server.start()
+    client.transport.follow(touched)
+    assert worst(client.logps(trainer.prompts[:3], COMPLETIONS), by_files) < TOLERANCE_NATS
     client.close()

@@ -28,12 +28,14 @@ def worker(folder, untrained_checkpoint):
     receiver = WeightReceiver()
     config = SimpleNamespace(model=str(untrained_checkpoint), dtype=torch.float32)
     receiver.model_runner = SimpleNamespace(model_config=config)
+    receiver.vllm_config = SimpleNamespace(lora_config=None)
     return receiver
 
 
 def test_it_reports_its_folder_its_number_type_and_that_the_weights_are_the_checkpoints(worker, folder):
     report = worker.report_weights()
-    assert report == {"boot": report["boot"], "held": None, "folder": str(folder), "dtype": "float32"}
+    ours = {"boot": report["boot"], "held": None, "folder": str(folder)}
+    assert report == {**ours, "dtype": "float32", "lora_rank": 0}
 
 
 def test_only_plain_files_right_in_the_folder_are_read(folder, tmp_path):
