@@ -30,6 +30,9 @@ from reasoning.rollouts.transport import RECORD, SERVED, Recorded, ask_workers, 
 PATIENCE_S = 120.0
 """How long one tensor may take, the server's loading of the one before it included."""
 
+WORDS_S = 5.0
+"""How long a server that left the group is given to say why."""
+
 Announced = Sequence[tuple[str, str, Sequence[int]]]
 """Name, number type without "torch.", and shape of each tensor that will be sent, in the order of names."""
 
@@ -86,6 +89,7 @@ class BroadcastTransport(Recorded):
         return moved
 
     def follow(self, tensors: Mapping[str, Tensor]) -> None:
+        """As the protocol says."""
         self._last = self._load_of(tensors)
 
     def send_again(self) -> None:
@@ -176,7 +180,7 @@ class BroadcastTransport(Recorded):
     def _why(self, theirs: Future[Any], otherwise: str) -> RolloutError:
         """The error that the server says or, if it is silent, that the group gave."""
         try:
-            theirs.result(1.0)
+            theirs.result(WORDS_S)
         except RolloutError as said:
             return said
         except TimeoutError:

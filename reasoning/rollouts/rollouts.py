@@ -67,7 +67,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Synced:
-    """What a weight sync moved. checksum: `receiving.checksum` of what arrived, None where nothing travelled."""
+    """What a weight sync moved. checksum: of what arrived, None where nothing travelled."""
 
     tensors: int
     bytes: int
