@@ -59,7 +59,7 @@ def lora_options(rank: int) -> dict[str, Any]:
 
     known = sorted(get_args(MaxLoRARanks))
     if rank not in range(1, known[-1] + 1):
-        raise ConfigError(f"is {rank}, vLLM takes 1 to {known[-1]}", field="max-lora-rank", cure="0: merged weights")
+        raise ConfigError(f"is {rank}, vLLM takes 1 to {known[-1]}", field="--max-lora-rank", cure="0: merged weights")
     return {"enable_lora": True, "max_lora_rank": next(k for k in known if k >= rank), "max_loras": 1}
 
 

@@ -14,6 +14,7 @@ from launch import serve
 from launch.engines import served_name
 from reasoning.errors import ConfigError, ModelError
 from reasoning.models.loading import add_adapter, load_model, record_base
+from reasoning.rollouts.adapters import adapter_name
 from reasoning.rollouts.worker_extension import FOLDER_VARIABLE
 
 
@@ -104,6 +105,29 @@ def test_a_server_for_training_listens_to_no_other_machine(rollouts, host):
 def test_a_server_for_training_starts_from_the_base(rollouts, adapter):
     with pytest.raises(ConfigError, match="--adapter: cannot be served with --rollouts"):
         rollouts("--adapter", str(adapter))
+
+
+@pytest.mark.vllm
+def test_a_training_may_send_its_adapter_where_vllm_has_lora_for_the_model(
+    rollouts, untrained_flamingo, untrained_checkpoint, capsys
+):
+    def options(model, *more):
+        args = rollouts("--model", str(model), *more)
+        return args, serve.for_adapters(args, args.model)
+
+    args, line = options(untrained_flamingo)
+    assert option(line, "--max-lora-rank") == "64"
+    name, _, blank = option(line, "--lora-modules").partition("=")
+    assert name == adapter_name(served_name(untrained_flamingo, None))
+    assert Path(blank) == args.rollouts / "blank"
+    assert (Path(blank) / "adapter_model.safetensors").is_file()
+    assert "as it is, up to rank 64" in capsys.readouterr().err
+    assert option(options(untrained_flamingo, "--max-lora-rank", "9")[1], "--max-lora-rank") == "16"
+    for model, more in ((untrained_flamingo, ("--max-lora-rank", "0")), (untrained_checkpoint, ())):
+        assert options(model, *more)[1] == []
+        assert "will send merged weights" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--max-lora-rank: is 513, vLLM takes 1 to 512"):
+        options(untrained_flamingo, "--max-lora-rank", "513")
 
 
 def test_without_vllm_the_cure_is_named(monkeypatch):

@@ -127,7 +127,7 @@ class TestOptions:
         ranks = {r: lora_options(r).get("max_lora_rank") for r in (0, 1, 2, 8, 9, 64, 65, 512)}
         assert ranks == {0: None, 1: 1, 2: 8, 8: 8, 9: 16, 64: 64, 65: 128, 512: 512}
         for rank in (513, -1):
-            with pytest.raises(ConfigError, match=rf"max-lora-rank: is {rank}, vLLM takes 1 to 512"):
+            with pytest.raises(ConfigError, match=rf"--max-lora-rank: is {rank}, vLLM takes 1 to 512"):
                 lora_options(rank)
 
 

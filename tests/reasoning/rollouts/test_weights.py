@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from reasoning.errors import ModelError
 from reasoning.models.loading import add_adapter, load_model, record_base
 from reasoning.models.merging import merge_adapter
+from reasoning.rollouts.adapters import LORA_A, LORA_B, is_lora
 from reasoning.rollouts.receiving import checksum, untouched_parts
-from reasoning.rollouts.weights import Touched
+from reasoning.rollouts.weights import Touched, to_send
 
 QV = r".*language_model.*\.(q_proj|v_proj)"
 
@@ -79,6 +84,69 @@ def test_a_projector_that_the_engine_never_runs_is_left_out(trained):
     loaded = trained(train_projector=True)
     whole, part = Touched(loaded.model), Touched(loaded.model, without=loaded.family.projector)
     assert set(whole) - set(part) == {"multi_modal_projector.linear.weight", "multi_modal_projector.linear.bias"}
+
+
+@pytest.mark.parametrize("train_projector", [False, True])
+def test_the_matrices_of_a_layer_multiply_to_what_a_merge_adds_and_the_rest_stays_merged(
+    trained, untrained_checkpoint, train_projector
+):
+    loaded = trained(train_projector)
+    base = load_file(untrained_checkpoint / "model.safetensors")
+    merged, split = Touched(loaded.model), Touched(loaded.model, lora=True)
+    weights = {name for name in split if not is_lora(name)}
+    layers = [name for name in merged if name not in weights]
+    assert {name for name in merged if "projector" in name} == weights
+    assert len(split) == 2 * len(layers) + len(weights)
+    assert split.rank == 4
+    for name in layers:
+        layer = name.removesuffix(".weight")
+        added = split[layer + LORA_B] @ split[layer + LORA_A]
+        torch.testing.assert_close(base[name] + added, merged[name], atol=1e-6, rtol=0)
+    assert all(torch.equal(split[name], merged[name]) for name in weights)
+    beside = ", and 2 weights, merged" if train_projector else ", and no weight of the base"
+    assert split.describe() == f"the adapter of 14 layers as it is, rank 4{beside}"
+    assert merged.describe() == f"{len(merged)} weights, merged"
+
+
+def test_what_was_handed_over_does_not_go_on_training(trained):
+    loaded = trained()
+    touched = Touched(loaded.model, lora=True)
+    kept = {name: touched[name] for name in touched}
+    before = checksum(kept)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1.0)
+    assert checksum(kept) == before != checksum(touched)
+
+
+def test_layers_that_are_more_than_lora_or_outside_the_language_model_stay_merged(untrained_checkpoint):
+    def touched(**options):
+        base = load_model(untrained_checkpoint)
+        targets = options.pop("targets", base.family.lora_targets)
+        config = LoraConfig(r=4, target_modules=targets, **options)
+        return Touched(cast(PeftModel, get_peft_model(base.base, config)), lora=True)
+
+    assert touched().rank == 4
+    assert touched(rank_pattern={"q_proj": 8}).rank == 8
+    assert touched(use_dora=True).rank == 0
+    assert touched(lora_bias=True, targets=r".*language_model.*\.q_proj").rank == 0
+    outside = touched(targets=r".*(multi_modal_projector\.linear|lm_head)")
+    assert sorted(outside) == ["language_model.lm_head.weight", "multi_modal_projector.linear.weight"]
+
+
+def test_a_sync_is_the_adapter_where_the_engine_takes_it_and_a_higher_rank_is_refused(trained):
+    def engine(lora_rank, hears):
+        return cast(Any, SimpleNamespace(lora_rank=lora_rank, hears=hears))
+
+    loaded = trained(train_projector=True)
+    assert not any(map(is_lora, to_send(engine(0, True), loaded)))
+    adapter = set(to_send(engine(4, False), loaded))
+    assert all(map(is_lora, adapter))
+    whole = set(to_send(engine(8, True), loaded))
+    assert whole - adapter == {"multi_modal_projector.linear.weight", "multi_modal_projector.linear.bias"}
+    with pytest.raises(ModelError, match=r"adapter: has rank 4, .* takes up to 2.*--max-lora-rank 4, or 0 for merged"):
+        to_send(engine(2, True), loaded)
 
 
 def test_what_is_trained_elsewhere_is_refused_by_name(trained):

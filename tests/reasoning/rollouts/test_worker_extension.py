@@ -36,6 +36,8 @@ def test_it_reports_its_folder_its_number_type_and_that_the_weights_are_the_chec
     report = worker.report_weights()
     ours = {"boot": report["boot"], "held": None, "folder": str(folder)}
     assert report == {**ours, "dtype": "float32", "lora_rank": 0}
+    worker.vllm_config.lora_config = SimpleNamespace(max_lora_rank=16)
+    assert worker.report_weights()["lora_rank"] == 16
 
 
 def test_only_plain_files_right_in_the_folder_are_read(folder, tmp_path):
@@ -56,8 +58,16 @@ def test_only_plain_files_right_in_the_folder_are_read(folder, tmp_path):
     [
         (lambda name, t: {"model.no_such": t}, r"\[model.no_such\] weights: is no weight of the served checkpoint"),
         (lambda name, t: {name: t[:1]}, r"has shape \(1, \d+\), in the served checkpoint it has \(\d+, \d+\)"),
+        (
+            lambda name, t: {"no_such.lora_A.weight": t},
+            r"\[no_such.lora_A.weight\] weights: is no weight of the served",
+        ),
+        (
+            lambda name, t: {name.removesuffix(".weight") + ".lora_B.weight": t[:1]},
+            r"lora_B.weight\] weights: has shape \(1, \d+\), in the served checkpoint it has \(\d+, \d+\)",
+        ),
     ],
-    ids=["unknown", "other shape"],
+    ids=["unknown", "other shape", "matrix of no weight", "matrix of another shape"],
 )
 def test_a_tensor_that_does_not_fit_is_refused_by_name(worker, folder, untrained_checkpoint, change, said):
     name, tensor = next((n, t) for n, t in load_file(untrained_checkpoint / "model.safetensors").items() if t.ndim == 2)
