@@ -90,19 +90,22 @@ def _refuse_unread(args: Any, rollout: RolloutArguments) -> None:
 
     given = vars(args) | vars(rollout)
     defaults = {f.name: f.default for kind in (GRPOConfig, RolloutArguments) for f in fields(kind)}
-    changed = {name for name, default in defaults.items() if given.get(name, default) != default}
-    for name in [name for name in UNREAD if name in changed]:
-        raise ConfigError(UNREAD[name], field=name, cure="leave it out")
-    if args.vllm_mode == "server":
-        for name in [name for name in COLOCATED if name in changed]:
-            what = "is of the vLLM that vllm_mode colocate starts, which a server does not read"
-            raise ConfigError(what, field=name, cure=f"start `equivox serve` with {COLOCATED[name]} instead")
-        for name in [name for name in ("vllm_server_host", "vllm_server_port") if name in changed]:
-            if args.vllm_server_base_url is not None:
-                raise ConfigError("is not read beside vllm_server_base_url", field=name, cure="leave one of them out")
-        return
-    for name in [name for name in SERVED if name in changed]:
-        raise ConfigError("is of a server, vllm_mode is colocate", field=name, cure="add vllm_mode: server")
+    for name, (what, cure) in _unread(args).items():
+        if given[name] != defaults[name]:
+            raise ConfigError(what, field=name, cure=cure)
+
+
+def _unread(args: Any) -> dict[str, tuple[str, str]]:
+    """Option -> why nothing reads it and what to do instead."""
+    unread = {name: (what, "leave it out") for name, what in UNREAD.items()}
+    if args.vllm_mode == "colocate":
+        return unread | dict.fromkeys(SERVED, ("is of a server, vllm_mode is colocate", "add vllm_mode: server"))
+    what = "is of the vLLM that vllm_mode colocate starts, which a server does not read"
+    unread |= {name: (what, f"start `equivox serve` with {option} instead") for name, option in COLOCATED.items()}
+    if args.vllm_server_base_url is not None:
+        beside = ("is not read beside vllm_server_base_url", "leave one of them out")
+        unread |= dict.fromkeys(("vllm_server_host", "vllm_server_port"), beside)
+    return unread
 
 
 def _stage_three(args: Any) -> bool:

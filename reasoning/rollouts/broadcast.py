@@ -167,7 +167,7 @@ class BroadcastTransport(Recorded):
             mine = own(theirs.done)
         except GroupLost as error:
             self._leave()
-            raise self._why(theirs, str(error)) from None
+            raise self._why(theirs, error.what) from None
         except BaseException:
             self._leave()  # the workers notice
             raise
@@ -217,6 +217,15 @@ class Arriving(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._announced)
 
+    def complete(self) -> bool:
+        """Take what is still to come, as nobody gets the next tensor before all have this one. Whether all came."""
+        try:
+            for name in self._coming:
+                self._next(name)
+        except RuntimeError as error:  # such as: no memory for it
+            self._lost = str(error)
+        return self._lost is None
+
     def raise_lost(self) -> None:
         """Raises ModelError where not everything came."""
         if self._lost is not None:
@@ -234,7 +243,7 @@ class Arriving(Mapping[str, Tensor]):
             try:
                 self._group.broadcast(as_bytes(tensor), lambda: False)
             except GroupLost as error:
-                self._lost = str(error)
+                self._lost = error.what
             else:
                 self._sums.add(name, tensor)
                 return tensor

@@ -20,13 +20,15 @@ import torch
 from torch import Tensor
 from torch.distributed import FileStore, ProcessGroupGloo
 
+from reasoning.errors import EquivoxError
+
 Result = TypeVar("Result")
 
 GivenUp = Callable[[], bool]
 """Says whether the others have given up. NCCL is told so, which waits for ever; gloo notices of itself."""
 
 
-class GroupLost(Exception):
+class GroupLost(EquivoxError):
     """A member is gone, was silent for too long, or gave up. The group is of no more use."""
 
 

@@ -146,10 +146,10 @@ class WeightReceiver:
             arriving = Arriving(sent, self.weights_group, stored)
             try:
                 self._replace(arriving, stored)
-                arriving.raise_lost()
-            except BaseException:
-                self.leave_group()  # so the trainer does not wait
-                raise
+            finally:
+                if not arriving.complete():
+                    self.leave_group()
+            arriving.raise_lost()
             self.held_checksum = arriving.checksum()
             return {"checksum": self.held_checksum}
 

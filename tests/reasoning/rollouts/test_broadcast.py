@@ -275,6 +275,10 @@ def test_a_worker_that_cannot_load_says_why_and_nobody_waits(server, connect, te
     with pytest.raises(RolloutError, match=r"refuses the weights: failed with RuntimeError: out of memory.*restart"):
         transport.send(tensors)
     assert held(server)[1] == INCOMPLETE
+    server.workers[1].full = False
+    transport.send(tensors)
+    assert all(same(worker.loaded, tensors) for worker in server.workers)
+    assert server.asked.count("join_group") == 1, "what it could not load it took nevertheless"
 
 
 def test_a_trainer_that_dies_in_the_middle_leaves_whole_layers_and_the_next_one_mends_them(
