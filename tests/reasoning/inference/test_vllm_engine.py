@@ -11,7 +11,9 @@ from reasoning.inference.endpoint import Endpoint
 from reasoning.inference.engine import Request
 from reasoning.inference.local_vllm import require_vllm
 from reasoning.inference.server_engine import LocalCheckpoint, ServerEngine
+from reasoning.inference.transformers_engine import TransformersEngine
 from reasoning.inference.vllm_engine import VllmEngine
+from reasoning.models.loading import load_model
 from reasoning.response import read_response
 
 LABEL_TOLERANCE = 1e-4
@@ -100,6 +102,24 @@ class TestParity:
     def test_a_prompt_that_does_not_fit_is_refused_with_clip_length_and_limit(self, engine, tones):
         with pytest.raises(ModelError, match=rf"\[{tones.requests[0].id}\] prompt: needs \d+ prompt .* holds 1024"):
             list(engine.generate(tones.requests[:1], max_new_tokens=1000))
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_an_audio_flamingo_answers_and_scores_as_in_transformers(trained_flamingo, tones):
+    reference = TransformersEngine(load_model(trained_flamingo.model), tones.emotions)
+    engine = VllmEngine(trained_flamingo.model, tones.emotions, batch_size=5)
+    try:
+        for requests in (tones.requests, tones.shifted()):
+            asked = with_controls(requests)
+            ours, theirs = (list(e.generate(asked, max_new_tokens=96)) for e in (engine, reference))
+            assert ours == theirs
+            shares = label_rows(engine, asked)
+            np.testing.assert_allclose(shares, label_rows(reference, asked), atol=LABEL_TOLERANCE)
+            heard = jsd_bits(normalize_votes(tones.votes), shares[: len(requests)]).mean()
+            assert heard < 0.1 if requests is tones.requests else heard > 0.35
+    finally:
+        engine.vllm.llm.llm_engine.engine_core.shutdown()
 
 
 @pytest.mark.vllm
