@@ -48,6 +48,13 @@ def takes_lora(checkpoint: Path, dtype: str, **options: Any) -> bool:
     return supports_lora(model)
 
 
+def known_ranks() -> list[int]:
+    """Those that vLLM can set memory aside for, in order."""
+    from vllm.config.lora import MaxLoRARanks  # pyright: ignore[reportMissingImports]
+
+    return sorted(get_args(MaxLoRARanks))
+
+
 def lora_options(rank: int) -> dict[str, Any]:
     """Options of vLLM's engine with which it takes one adapter of up to this rank; none for 0.
 
@@ -55,9 +62,7 @@ def lora_options(rank: int) -> dict[str, Any]:
     """
     if rank == 0:
         return {}
-    from vllm.config.lora import MaxLoRARanks  # pyright: ignore[reportMissingImports]
-
-    known = sorted(get_args(MaxLoRARanks))
+    known = known_ranks()
     if rank not in range(1, known[-1] + 1):
         raise ConfigError(f"is {rank}, vLLM takes 1 to {known[-1]}", field="--max-lora-rank", cure="0: merged weights")
     return {"enable_lora": True, "max_lora_rank": next(k for k in known if k >= rank), "max_loras": 1}

@@ -19,7 +19,7 @@ from torch import Tensor
 from reasoning.inference.asking import refuse_too_long
 from reasoning.inference.local_vllm import Embedded, LocalVllm, embed, prepare_local
 from reasoning.models.loading import Loaded
-from reasoning.rollouts.adapters import is_lora, lora_options, lora_request, takes_lora
+from reasoning.rollouts.adapters import is_lora, known_ranks, lora_options, lora_request, takes_lora
 from reasoning.rollouts.parity import Received
 from reasoning.rollouts.receiving import receive
 from reasoning.rollouts.rollouts import Prompt, Sample, Sampling, Synced
@@ -57,9 +57,10 @@ class Colocate:
             parts = [list(range(i, i + tensor_parallel_size)) for i in range(0, ranks, tensor_parallel_size)]
             self._group, _ = torch.distributed.new_subgroups_by_enumeration(parts)
         self.projector, self.dtype = loaded.projector, dtype
-        asked = {name: options[name] for name in ("model_impl", "trust_remote_code") if name in options}
         prepare_local()
-        self.lora_rank = _rank_of(loaded) if takes_lora(loaded.path, dtype, **asked) else 0
+        asked = {name: options[name] for name in ("model_impl", "trust_remote_code") if name in options}
+        rank = _rank_of(loaded)
+        self.lora_rank = rank if 0 < rank <= known_ranks()[-1] and takes_lora(loaded.path, dtype, **asked) else 0
         self._adapter: Any = None
         self.vllm = LocalVllm(
             loaded,
