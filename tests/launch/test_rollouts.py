@@ -108,13 +108,20 @@ def test_two_ranks_sample_what_one_rank_samples(finished, trained_checkpoint, tm
     assert all(line["rollout/gap_max"] < 0.01 for line in lines(out))
 
 
+@pytest.fixture(scope="module")
+def server(serve, trained_checkpoint, tmp_path_factory):
+    """Options of a training that a real server samples for."""
+    folder = tmp_path_factory.mktemp("weights")
+    running = serve("--model", trained_checkpoint.model, "--rollouts", folder)
+    return {"vllm_mode": "server", "vllm_server_base_url": running.url, "rollouts_folder": folder}
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_a_server_samples_what_vllm_in_the_process_samples(finished, trained_checkpoint, serve, tmp_path):
+@pytest.mark.parametrize("transport", ["file", "broadcast"])
+def test_a_server_samples_what_vllm_in_the_process_samples(finished, trained_checkpoint, server, tmp_path, transport):
     """Its own tower hears the sound, and a trained projector is among what it is sent."""
-    running = serve("--model", trained_checkpoint.model, "--rollouts", tmp_path / "weights")
-    server = {"vllm_mode": "server", "vllm_server_base_url": running.url, "rollouts_folder": tmp_path / "weights"}
-    run = grpo(trained_checkpoint, tmp_path / "run", max_steps=2, **server)
+    run = grpo(trained_checkpoint, tmp_path / "run", max_steps=2, rollouts_transport=transport, **server)
     assert run.returncode == 0, run.stderr[-3000:]
     assert texts(tmp_path / "run", 1) == texts(finished, 1)
     here, there = lines(finished), lines(tmp_path / "run")
