@@ -49,7 +49,9 @@ class DataArguments:
 class ModelArguments:
     """What is trained."""
 
-    model_name_or_path: str = field(default="models/seed", metadata={"help": "Folder of a Qwen2-Audio checkpoint."})
+    model_name_or_path: str = field(
+        default="models/seed", metadata={"help": "Folder of a checkpoint (docs/seed_model.md: which)."}
+    )
     adapter: str | None = field(default=None, metadata={"help": "Folder of an adapter to train further."})
     dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16."})
     attn_implementation: str | None = field(

@@ -54,23 +54,26 @@ class ModelShape:
     @classmethod
     def read(cls, folder: Path) -> ModelShape:
         """From config.json and the headers of the safetensors files. Raises ModelError where there are none."""
-        config, files = folder / "config.json", sorted(folder.glob("*.safetensors"))
-        if not config.is_file() or not files:
+        from transformers import AutoConfig
+
+        files = sorted(folder.glob("*.safetensors"))
+        if not (folder / "config.json").is_file() or not files:
             what = f"{folder} is not a checkpoint folder (config.json and *.safetensors)"
             raise ModelError(what, field="model_name_or_path", cure="run `equivox seed --out models/seed`")
-        settings = json.loads(config.read_text())
-        text, audio = settings["text_config"], settings["audio_config"]
-        heads = text["num_attention_heads"]
-        size = text.get("head_dim") or text["hidden_size"] // heads
+        # By transformers: a file may leave out what is its family's default, and families name sizes differently.
+        config = AutoConfig.from_pretrained(folder)
+        text = config.get_text_config()
+        heads = text.num_attention_heads
+        size = getattr(text, "head_dim", None) or text.hidden_size // heads
         return cls(
-            layers=text["num_hidden_layers"],
-            hidden=text["hidden_size"],
-            intermediate=text["intermediate_size"],
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
             heads=heads,
             attention=heads * size,
-            key_values=text.get("num_key_value_heads", heads) * size,
-            vocabulary=text["vocab_size"],
-            width=audio["d_model"],
+            key_values=text.num_key_value_heads * size,
+            vocabulary=text.vocab_size,
+            width=config.audio_config.hidden_size,
             parameters=sum(map(stored_parameters, files)),
         )
 

@@ -60,12 +60,13 @@ def test_both_commands_train_an_adapter_of_a_checkpoint_of_any_family(trained_fa
     common = {
         "model_name_or_path": trained_family.model, "data": trained_family.corpus, "max_steps": 1, "logging_steps": 1,
         "save_strategy": "no", "report_to": "none", "bf16": "false", "per_device_train_batch_size": 4, "lora_r": 4,
-        "warmup_steps": 0, "learning_rate": 1e-2,
+        "warmup_steps": 0, "learning_rate": 1e-3,
     }  # fmt: skip
     sft = {"config": CONFIGS / "sft.yaml", "output_dir": tmp_path / "sft"}
     grpo = {
         "config": CONFIGS / "grpo.yaml", "output_dir": tmp_path / "grpo", "adapter": tmp_path / "sft",
         "num_generations": 4, "gradient_accumulation_steps": 2, "temperature": 1.3, "min_reward_spread": 0.0,
+        "kl_weight": 0,
     }  # fmt: skip
     seen = [logits(load_model(trained_family.model))]
     for command, options in ((launch.sft.main, sft), (launch.grpo.main, grpo)):
@@ -74,7 +75,8 @@ def test_both_commands_train_an_adapter_of_a_checkpoint_of_any_family(trained_fa
         logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         assert max(float(line.get("grad_norm", 0)) for line in logged) > 0
         seen.append(logits(load_model(trained_family.model, out)))
-        assert (seen[-1] - seen[-2]).abs().max() > 0.01
+        assert (seen[-1] - seen[-2]).abs().max() > 1e-3
+    assert max(float(line.get("reward_std", 0)) for line in logged) > 0, "the last command was taught by rewards"
 
 
 def test_a_family_that_nobody_described_is_refused_with_those_that_are_known():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -115,9 +117,10 @@ def test_activations_are_what_autograd_keeps(attention, autocast, trie):
         assert activations(SHAPE, run) == pytest.approx(measured, rel=0.1), changes
 
 
-def test_parameters_and_adapter_are_counted_as_the_loaded_model_has_them(untrained_checkpoint):
-    shape = ModelShape.read(untrained_checkpoint)
-    loaded = load_model(untrained_checkpoint)
+def test_parameters_and_adapter_are_counted_as_the_loaded_model_has_them(untrained_family):
+    shape = ModelShape.read(untrained_family)
+    loaded = load_model(untrained_family)
+    assert shape.width == loaded.memory().hear([np.zeros(16_000, np.float32)])[0].features.shape[1]
     assert shape.parameters == sum(p.numel() for p in loaded.base.parameters())
     linears = [
         m for name, m in loaded.base.named_modules() if isinstance(m, nn.Linear) and ".language_model.layers." in name
@@ -260,6 +263,18 @@ def test_a_cure_is_about_the_memory_that_is_short():
     assert cures(shape, run, gpu, host=False)[0].startswith("per_device_train_batch_size 16 "), (
         "clips take no GPU memory"
     )
+
+
+def test_sizes_that_a_config_leaves_out_are_the_familys_own(untrained_checkpoint, tmp_path):
+    """A config without what is Qwen2's own default, as those of 7B models are: 32 layers of 32 heads, 4096 wide."""
+    folder = shutil.copytree(untrained_checkpoint, tmp_path / "checkpoint")
+    settings = json.loads((folder / "config.json").read_text())
+    for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "layer_types"):
+        del settings["text_config"][name]
+    (folder / "config.json").write_text(json.dumps(settings))
+    shape = ModelShape.read(folder)
+    assert (shape.hidden, shape.heads, shape.layers) == (4096, 32, 32)
+    assert shape.key_values == shape.attention == 4096
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):
