@@ -24,10 +24,9 @@ from reasoning.distributions import normalize_votes
 from reasoning.emotions import CREMA_D
 from reasoning.evaluation.controls import plan_shuffled
 from reasoning.files import write_atomic
-from reasoning.grounding import MIN_CLAIMS, is_measured, levels_of
+from reasoning.grounding import MIN_CLAIMS, is_measured, level_shares, levels_of
 from reasoning.response import write_response
 from reasoning.verifier import Trace, read_trace, write_trace
-from rewards.grounding import grounding
 from rewards.loading import load_reward
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +44,7 @@ REWARDS = (
     "format:format",
     "brevity:brevity",
 )
+GROUNDING = ("grounding:grounding", "grounding:grounding_above_chance")
 
 
 def answers(shares_NK: np.ndarray) -> dict[str, list[str]]:
@@ -79,8 +79,8 @@ def mean_rewards(votes_NK: list[tuple[int, ...]]) -> dict[str, dict[str, float]]
     return means
 
 
-def grounding_means(corpus: Corpus, folder: Path) -> dict[str, float]:
-    """Mean of `rewards.grounding` over the corpus, by what the Voice line says."""
+def grounding_means(corpus: Corpus, folder: Path) -> dict[str, dict[str, float]]:
+    """Mean over the corpus of each reward of `rewards.grounding`, by what the Voice line says."""
     cues = corpus_cues(corpus, folder)
     clips = [clip for clip in corpus.clips if is_measured(levels_of(cues[clip.id]))]
     levels = [levels_of(cues[clip.id]) for clip in clips]
@@ -95,7 +95,11 @@ def grounding_means(corpus: Corpus, folder: Path) -> dict[str, float]:
     lines["another clip's"] = [own.get(donors[clip.id].id, "") for clip in clips]
     lines["the clip's own"] = [own.get(clip.id, "") for clip in clips]
     names = [corpus.info.emotions.names] * len(clips)
-    return {who: float(np.mean(grounding(_answers(said), names, levels))) for who, said in lines.items()}  # type: ignore[arg-type]
+    columns = {"emotions": names, "cue_levels": levels, "cue_shares": [level_shares(levels)] * len(levels)}
+    return {
+        name: {who: float(np.mean(load_reward(f"rewards.{name}")(_answers(v), **columns))) for who, v in lines.items()}
+        for name in GROUNDING
+    }
 
 
 def _answers(voices: list[str]) -> list[str]:
@@ -107,9 +111,11 @@ def _answers(voices: list[str]) -> list[str]:
 def grounding_table(record: dict) -> str:
     """The floors of grounding as docs/reward.md shows them."""
     means = record["grounding"]["means"]
-    head = f"| the Voice line says ({record['corpus']}, {record['grounding']['clips']} clips) | " + " | ".join(means)
-    row = "| `grounding:grounding` | " + " | ".join(f"{mean:.3f}" for mean in means.values())
-    return "\n".join([f"{head} |", "|---" * (len(means) + 1) + "|", f"{row} |", ""])
+    who = list(means[GROUNDING[0]])
+    head = f"| the Voice line says ({record['corpus']}, {record['grounding']['clips']} clips) | " + " | ".join(who)
+    # A mean that is 0 by construction comes out as -0.000 or 0.000 by rounding.
+    rows = [f"| `{name}` | " + " | ".join(f"{round(means[name][w], 3) + 0:.3f}" for w in who) + " |" for name in means]
+    return "\n".join([f"{head} |", "|---" * (len(who) + 1) + "|", *rows, ""])
 
 
 def table(record: dict) -> str:

@@ -12,11 +12,13 @@ from data_builders.traces.measured import corpus_cues
 from data_builders.traces.trace_file import read_traces
 from launch.arguments import DataArguments
 from reasoning.errors import ConfigError, CorpusError
-from reasoning.grounding import is_measured, levels_of
+from reasoning.grounding import is_measured, level_shares, levels_of
 from reasoning.prompts import MAX_NEW_TOKENS
 
 CUE_LEVELS = "cue_levels"
 """The column of measured cues: cue -> level or None."""
+CUE_SHARES = "cue_shares"
+"""The column of how often each level is met among the training clips, the same in every row: `level_shares` of them."""
 
 
 def check_thinking(level: str, max_completion_length: int | None) -> None:
@@ -31,7 +33,7 @@ def check_thinking(level: str, max_completion_length: int | None) -> None:
 def with_cue_levels(
     rows: list[dict[str, Any]], corpus: Corpus, data: DataArguments, rewards: Sequence[Callable[..., Any]]
 ) -> list[dict[str, Any]]:
-    """The rows with CUE_LEVELS where a reward asks for it by name, else as they are.
+    """The rows with CUE_LEVELS and CUE_SHARES where a reward asks for the first by name, else as they are.
 
     Measured through the cache in the corpus folder; relative to all of a speaker's clips, as traces are. None for a
     clip of which nothing could be measured. Raises ConfigError unless the level is think: no Voice line, nothing to
@@ -45,8 +47,12 @@ def with_cue_levels(
         raise ConfigError(what, field="rewards", cure="--level think, or leave this reward out")
     cues = corpus_cues(corpus, Path(data.data))
     levels = {row["id"]: levels_of(cues[row["id"]]) for row in rows}
-    levels = ((row, levels_of(cues[row["id"]])) for row in rows)
-    return [{**row, CUE_LEVELS: own if is_measured(own) else None} for row, own in levels]
+    levels = [levels_of(cues[row["id"]]) for row in rows]
+    shares = level_shares(levels)
+    return [
+        {**row, CUE_LEVELS: own if is_measured(own) else None, CUE_SHARES: shares}
+        for row, own in zip(rows, levels, strict=True)
+    ]
 
 
 def gold_of(rows: Sequence[Mapping[str, Any]], corpus: Corpus, level: str, traces: str | None) -> dict[str, str] | None:

@@ -20,6 +20,9 @@ from reasoning.cues import LEVELS, Cue
 Levels = Mapping[str, int | None]
 """Cue -> its level in a clip, -2 to 2, or None where it is a gap."""
 
+Shares = Mapping[str, Sequence[float]]
+"""Cue -> the share of a corpus's clips at each of LEVELS, in their order, gaps left out; they sum to 1."""
+
 NOUNS: Mapping[str, tuple[str, ...]] = {
     "pitch": ("pitch", "pitch level"),
     "pitch range": ("pitch range", "melody", "intonation"),
@@ -124,21 +127,39 @@ def ground(text: str, levels: Levels) -> Grounding:
     )
 
 
-def share_true(text: str, levels: Levels) -> float:
+def share_true(text: str, levels: Levels, shares: Shares | None = None) -> float:
     """The share of what `text` says about a voice that is true of the clip, 0 to 1: the grounding reward and score.
 
     true cues / max(cues claimed + unread clauses, MIN_CLAIMS). A cue is true when every claim about it is, so saying it
     twice counts once. Not true: a claim about a gap, and one that leaves three of the five levels open ("not low"),
     which would be right of nearly any voice. Where fewer than MIN_CLAIMS cues were measured, claiming them all is
     enough. 0 without a claim, or without a measured cue.
+
+    shares: `level_shares` of a corpus. With them each measured cue counts its truth minus the share of clips that the
+    same claim is true of, so -1 to 1: what is said of every clip alike earns 0 on average, however safe it is.
     """
-    found = ground(text, levels)
-    claims = (*found.true, *found.false, *found.unknown)
-    said = {claim.cue for claim in claims}
-    wrong = {claim.cue for claim in claims if claim not in found.true or len(claim.levels) > _NARROW}
+    claims, unread = read_claims(text)
+    said: dict[str, frozenset[int]] = {}
+    for claim in claims:
+        left = claim.levels if len(claim.levels) <= _NARROW else frozenset()
+        said[claim.cue] = said.get(claim.cue, left) & left
+    known = [(cue, left) for cue, left in said.items() if levels.get(cue) is not None]
+    earned = sum((levels[cue] in left) - _by_chance(cue, left, shares) for cue, left in known)
     measured = sum(level is not None for level in levels.values())
-    asked = max(len(said) + len(found.unread), min(MIN_CLAIMS, measured), 1)
-    return len(said - wrong) / asked
+    return earned / max(len(said) + len(unread), min(MIN_CLAIMS, measured), 1)
+
+
+def _by_chance(cue: str, claimed: frozenset[int], shares: Shares | None) -> float:
+    return sum(shares[cue][i] for i, level in enumerate(LEVELS) if level in claimed) if shares else 0.0
+
+
+def level_shares(clips: Sequence[Levels]) -> dict[str, list[float]]:
+    """What `Shares` says, of these clips; nothing of a cue that none of them has."""
+    found: dict[str, list[float]] = {}
+    for cue in {cue for levels in clips for cue, level in levels.items() if level is not None}:
+        count = Counter(level for levels in clips if (level := levels.get(cue)) is not None)
+        found[cue] = [count[level] / count.total() for level in LEVELS]
+    return found
 
 
 def read_claims(text: str) -> tuple[tuple[Claim, ...], tuple[str, ...]]:

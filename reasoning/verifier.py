@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reasoning.emotions import EmotionSet
-from reasoning.grounding import Claim, Grounding, Levels, ground, read_claims, share_true
+from reasoning.grounding import Claim, Grounding, Levels, Shares, ground, read_claims, share_true
 from reasoning.response import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, Reading
 
 REASONS = {
@@ -100,13 +100,13 @@ def read_trace(thinking: str) -> Trace | None:
     return Trace(*match.groups()) if match and not any(tag in thinking for tag in _TAGS) else None
 
 
-def grounded_share(reading: Reading, levels: Levels) -> float:
-    """What reward and evaluation make of a sampled answer's Voice line: `grounding.share_true`, 0 to 1.
+def grounded_share(reading: Reading, levels: Levels, shares: Shares | None = None) -> float:
+    """What reward and evaluation make of a sampled answer's Voice line: `grounding.share_true`.
 
     0 for an answer that cannot be read, and for thinking that is not the four lines of a trace.
     """
     trace = None if reading.problems else read_trace(reading.thinking or "")
-    return 0.0 if trace is None else share_true(trace.voice, levels)
+    return 0.0 if trace is None else share_true(trace.voice, levels, shares)
 
 
 def read_weighing(line: str, emotions: EmotionSet) -> tuple[tuple[Argument, ...], tuple[str, ...]]:

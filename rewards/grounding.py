@@ -28,3 +28,24 @@ def grounding(
         None if levels is None else grounded_share(reading, levels)
         for reading, levels in zip(readings(completions, emotions), cue_levels, strict=True)
     ]
+
+
+def grounding_above_chance(
+    completions: Sequence[Any],
+    emotions: Sequence[Sequence[str]],
+    cue_levels: Sequence[Mapping[str, int | None] | None],
+    cue_shares: Sequence[Mapping[str, Sequence[float]]],
+    **columns: Any,
+) -> list[float | None]:
+    """`grounding` with each claim's truth counted above the share of training clips that it is true of, -1 to 1.
+
+    cue_shares: `reasoning.grounding.level_shares` of the training clips, the same for each; `equivox grpo` adds the
+    column where a reward asks for it. Prior: 0.000, for it does not think; neither does any line that is the same for
+    every clip earn more on average, nor less, so a deaf policy has nothing to gain by it. Still gamed: by what words,
+    speaker and sex give away about a voice. Ceiling: 1 less what chance is right about; what true lines earn is in
+    docs/reward.md. None for a clip of which nothing could be measured; 0 where `grounding` pays 0 for no thinking.
+    """
+    return [
+        None if levels is None else grounded_share(reading, levels, shares)
+        for reading, levels, shares in zip(readings(completions, emotions), cue_levels, cue_shares, strict=True)
+    ]

@@ -25,6 +25,9 @@ def test_cues_join_the_rows_only_where_a_reward_asks_for_them(tone_corpus):
     cues = corpus_cues(corpus, tone_corpus)
     for row in with_cue_levels(rows, corpus, data, [closeness, grounding]):
         assert row["cue_levels"] == {name: cues[row["id"]][name].level for name in CUES}
+        for cue, shares in row["cue_shares"].items():
+            met = [level for r in rows if (level := cues[r["id"]][cue].level) is not None]
+            assert shares == [met.count(level) / len(met) for level in (-2, -1, 0, 1, 2)]
 
 
 def test_a_clip_of_which_nothing_could_be_measured_has_no_cues_to_be_judged_by(tone_corpus, monkeypatch):

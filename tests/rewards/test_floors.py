@@ -37,7 +37,7 @@ def test_every_reward_of_the_package_is_measured():
         for name, value in vars(importlib.import_module(f"rewards.{file.stem}")).items():
             if inspect.isfunction(value) and {"completions", "columns"} <= set(inspect.signature(value).parameters):
                 defined.add(f"{file.stem}:{name}")
-    assert defined == {*RECORD["means"], "grounding:grounding"}
+    assert defined == {*RECORD["means"], *RECORD["grounding"]["means"]}
 
 
 def test_the_guide_shows_the_tables_that_were_measured():
@@ -48,11 +48,14 @@ def test_the_guide_shows_the_tables_that_were_measured():
 
 
 def test_a_true_voice_line_earns_more_than_any_constant_one_and_what_does_not_think_earns_nothing():
-    means = RECORD["grounding"]["means"]
-    assert means["no Voice line"] == documented("grounding:grounding") == 0
-    constant = (means["the safest claim"], means["the 3 safest"], means["all usual"])
-    assert max(constant) < means["the clip's own"]
-    assert means["another clip's"] < means["the clip's own"]
+    for name, means in RECORD["grounding"]["means"].items():
+        assert means["no Voice line"] == documented(name) == 0
+        constant = (means["the safest claim"], means["the 3 safest"], means["all usual"])
+        assert max(constant) < means["the clip's own"]
+        assert means["another clip's"] < means["the clip's own"]
+    above = RECORD["grounding"]["means"]["grounding:grounding_above_chance"]
+    assert [above[who] for who in ("the safest claim", "the 3 safest", "all usual")] == pytest.approx([0, 0, 0])
+    assert above["the clip's own"] > 0.5 > 0.05 > abs(above["another clip's"])
 
 
 @pytest.mark.parametrize("name", RECORD["means"])

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from reasoning.cues import CUES, LEVELS
 from reasoning.emotions import CREMA_D
-from reasoning.grounding import LESS, MIN_CLAIMS, MORE, share_true
+from reasoning.grounding import LESS, MIN_CLAIMS, MORE, level_shares, share_true
 from reasoning.response import write_response
 from reasoning.verifier import Trace, write_trace
-from rewards.grounding import grounding
+from rewards.grounding import grounding, grounding_above_chance
 
 NAMES = list(CREMA_D.names)
 LEVEL = dict(zip(CUES, (2, -1, 0, 1, None, -2, 0, 1, -1), strict=True))
@@ -90,11 +90,57 @@ def test_where_less_was_measured_than_must_be_claimed_claiming_all_of_it_is_enou
     assert earned("very high pitch", {**dict.fromkeys(CUES), "pitch": 2}) == 1
 
 
+LEVEL_OR_GAP = st.sampled_from([*sorted(LEVELS), None])
+CLIPS = st.lists(st.fixed_dictionaries(dict.fromkeys(CUES, LEVEL_OR_GAP)), min_size=1, max_size=8)
+
+
+@given(CLIPS, st.lists(st.tuples(st.sampled_from(list(CUES)), st.sampled_from(sorted(LEVELS))), min_size=1, max_size=4))
+def test_above_chance_a_line_that_is_the_same_for_all_clips_earns_nothing_on_average(clips, claims):
+    """Where all of what it says was measured everywhere; by counting clips one by one."""
+    said = {cue for cue, _ in claims}
+    clips = [{cue: 0 if cue in said and level is None else level for cue, level in clip.items()} for clip in clips]
+    voice = ", ".join(words(cue, level) for cue, level in claims)
+    shares = level_shares(clips)
+    divisors = [max(len(said), min(MIN_CLAIMS, sum(level is not None for level in clip.values()))) for clip in clips]
+    earned = [share_true(voice, clip, shares) * n for clip, n in zip(clips, divisors, strict=True)]
+    assert sum(earned) == pytest.approx(0, abs=1e-9)
+    assert all(-1 <= share_true(voice, clip, shares) <= 1 for clip in clips)
+
+
+def test_above_chance_a_rare_truth_pays_more_than_a_safe_one_by_hand():
+    """Of four clips one has a very high pitch and three usual pauses: true of that clip they pay 3/4 and 1/4, and
+    false of it, the pauses cost 3/4 and the pitch 1/4. Both among three cues that must be claimed."""
+    clips = [
+        dict.fromkeys(CUES, 0) | {"pitch": 2},
+        *[dict.fromkeys(CUES, 0)] * 2,
+        dict.fromkeys(CUES, 0) | {"pauses": 1},
+    ]
+    shares = level_shares(clips)
+    assert shares["pitch"] == [0, 0, 0.75, 0, 0.25]
+    earned = [
+        grounding_above_chance([answer(voice)], [NAMES], [clips[i]], [shares])[0]
+        for voice, i in (("very high pitch", 0), ("usual pauses", 0), ("usual pauses", 3), ("very high pitch", 3))
+    ]
+    assert earned == pytest.approx([0.75 / 3, 0.25 / 3, -0.75 / 3, -0.25 / 3])
+
+
+def test_above_chance_what_nobody_can_know_and_what_is_no_claim_add_nothing_and_count_as_cues():
+    shares = level_shares([LEVEL, dict.fromkeys(CUES, 0)])
+    plain = share_true(TRUE, LEVEL, shares)
+    assert plain == pytest.approx(1 / 2)
+    for more in (", narrow loudness range", ", a trembling voice", ", pauses not very low"):
+        assert share_true(TRUE + more, LEVEL, shares) == pytest.approx(plain * 3 / 4)
+    assert grounding_above_chance([answer(TRUE)], [NAMES], [None], [shares]) == [None]
+    assert grounding_above_chance(["sad"], [NAMES], [LEVEL], [shares]) == [0.0]
+
+
 def test_exploit_the_one_safest_claim_earns_a_third_and_negations_nothing():
     assert earned("usual pauses") == pytest.approx(1 / MIN_CLAIMS)
     assert earned("pitch not very low, loudness not very low, timbre not very low") == 0
 
 
 def test_exploit_calling_three_cues_usual_earns_all_where_they_are():
-    """Closed by nothing: it is why docs/reward.md gives the constant line's mean beside this reward."""
-    assert earned("usual pitch, usual pauses, usual loudness", dict.fromkeys(CUES, 0)) == 1
+    """Closed by `grounding_above_chance`, which pays nothing for it where that is how all clips are."""
+    usual = dict.fromkeys(CUES, 0)
+    assert earned("usual pitch, usual pauses, usual loudness", usual) == 1
+    assert share_true("usual pitch, usual pauses, usual loudness", usual, level_shares([usual])) == 0
