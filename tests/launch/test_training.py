@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sqlite3
+import struct
+import subprocess
+import sys
+from importlib.util import find_spec
+from os import environ
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +18,7 @@ from trl import GRPOConfig
 
 import launch.training
 from data_builders.rows import read_corpus
+from launch import HOME
 from launch.arguments import DataArguments, ModelArguments
 from launch.training import check_ranks, check_saving, check_trackers, load_for_training, training_rows
 from reasoning.errors import ConfigError
@@ -123,6 +133,54 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded(monk
     check_trackers(["wandb", "tensorboard"])
     with pytest.raises(ConfigError, match=r"report_to: trackio is not installed\. To mend: pip install trackio"):
         check_trackers(["tensorboard", "trackio"])
+
+
+def told_wandb(folder: Path) -> list[dict[str, float]]:
+    """What an offline run of wandb keeps: records of its protocol buffers in LevelDB's log format."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    data, at, whole, found = file.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if 32_768 - at % 32_768 < 7:  # no room for a header: the block is padded
+            at += 32_768 - at % 32_768
+            continue
+        size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        whole, at = whole + data[at + 7 : at + 7 + size], at + 7 + size
+        if kind in (1, 4):  # a record in one piece, or its last piece
+            items = Record.FromString(whole).history.item
+            found += [{"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}] if items else []
+            whole = b""
+    return found
+
+
+def told_trackio(folder: Path) -> list[dict[str, float]]:
+    with contextlib.closing(sqlite3.connect(folder / "huggingface.db")) as base:
+        return [json.loads(line) for (line,) in base.execute("SELECT metrics FROM metrics ORDER BY id")]
+
+
+@pytest.mark.parametrize(("tracker", "told"), [("wandb", told_wandb), ("trackio", told_trackio)])
+def test_a_tracker_is_told_what_metrics_jsonl_holds(untrained_checkpoint, tone_corpus, tmp_path, tracker, told):
+    """A real run beside the real tracker, offline: in a process of its own, since both read the environment once."""
+    if find_spec(tracker) is None:
+        pytest.skip(f"needs {tracker}, which is not installed: pip install {tracker}")
+    out = tmp_path / "run"
+    options = {
+        "config": HOME / "launch/configs/sft.yaml", "model_name_or_path": untrained_checkpoint, "data": tone_corpus,
+        "output_dir": out, "max_steps": 2, "logging_steps": 1, "warmup_steps": 0, "bf16": "false", "lora_r": 2,
+        "per_device_train_batch_size": 4, "report_to": tracker,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "launch.sft", *(str(x) for k, v in options.items() for x in (f"--{k}", v))]
+    places = {"WANDB_DIR": str(tmp_path), "WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path)}
+    subprocess.run(command, check=True, cwd=HOME, env={**environ, **places}, timeout=600)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = {line["step"]: line for line in lines if "loss" in line}
+    heard = {line["train/global_step"]: line for line in told(tmp_path) if "train/loss" in line}
+    assert steps.keys() == heard.keys() == {1, 2}
+    for step, line in steps.items():
+        assert {"ce", "vote_kl", "mean_token_accuracy"} <= line.keys()
+        for name in line.keys() - {"step", "time"}:
+            assert heard[step][f"train/{name}"] == pytest.approx(float(line[name])), name
 
 
 def test_a_misspelt_option_is_named_before_any_value_is_judged():
