@@ -86,16 +86,17 @@ class _Parser(TrlParser):
         raise ConfigError(message, cure=f"{self.prog} --help lists the options")
 
 
-def parse(kinds: tuple[type, ...], argv: list[str] | None, command: str, about: str) -> tuple[Any, ...]:
+def parse(kinds: tuple[type, ...], argv: list[str] | None, command: str, doc: str | None) -> tuple[Any, ...]:
     """Instances of the dataclasses `kinds` from `--config FILE.yaml` and the options after it, which win.
 
+    doc: of the command's module; --help shows what stands below its first line, which is the command.
     Raises ConfigError naming the key: unknown (with the nearest known one), of a wrong type, or out of range.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # TrlParser does not recognise the equals form and would take the file's name for an unknown option.
     arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     _check_yaml(kinds, arguments)
-    parser = _Parser(cast(Any, kinds), prog=command, description=about)
+    parser = _Parser(cast(Any, kinds), prog=command, description=str(doc).partition("\n\n")[2])
     _check_options(parser, arguments)
     try:
         return parser.parse_args_and_config(arguments)

@@ -34,11 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from launch.arguments import DataArguments, ModelArguments, parse
 
-    about = str(__doc__).split("\n\n", 1)[1]
-    data, model, preference, args = parse(
-        (DataArguments, ModelArguments, PreferenceArguments, DPOConfig), argv, "equivox dpo", about
-    )
-    train(data, model, preference, args)
+    train(*parse((DataArguments, ModelArguments, PreferenceArguments, DPOConfig), argv, "equivox dpo", __doc__))
     return 0
 
 

@@ -59,19 +59,18 @@ class RewardArguments:
 
 
 def main(argv: list[str] | None = None) -> int:
-    about = str(__doc__).split("\n\n", 1)[1]
-    train(*read_options(argv, "equivox grpo", about))
+    train(*read_options(argv, "equivox grpo", __doc__))
     return 0
 
 
-def read_options(argv: list[str] | None, command: str, about: str) -> tuple[Any, ...]:
+def read_options(argv: list[str] | None, command: str, doc: str | None) -> tuple[Any, ...]:
     """(data, model, reward, rollout, args), checked, as `equivox grpo` and `equivox preflight` take them."""
     from trl import GRPOConfig
 
     from launch.arguments import DataArguments, ModelArguments, parse
 
     kinds = (DataArguments, ModelArguments, RewardArguments, RolloutArguments, GRPOConfig)
-    options = parse(kinds, argv, command, about)
+    options = parse(kinds, argv, command, doc)
     check_vllm(options[-1], options[-2])
     return options
 

@@ -36,9 +36,7 @@ class Place:
 def main(argv: list[str] | None = None) -> int:
     from launch.grpo import read_options
 
-    about = str(__doc__).split("\n\n", 1)[1]
-    data, model, reward, rollout, args = read_options(argv, "equivox preflight", about)
-    preflight(data, model, reward, rollout, args)
+    preflight(*read_options(argv, "equivox preflight", __doc__))
     return 0
 
 

@@ -22,6 +22,14 @@ class AmbiguityArguments:
         default=1.0, metadata={"help": "Weight of KL(votes || label readout) beside the cross-entropy on the answer."}
     )
 
+    vote_target: str = field(
+        default="any_label",
+        metadata={
+            "help": "What the cross-entropy asks for at the vote slot: any_label, whichever the KL wants, or "
+            "drawn_vote, the one listener's vote that is written."
+        },
+    )
+
     share_digits: int = field(
         default=2,
         metadata={"help": "Digits that written shares are rounded to, 1 or 2. One is easier to keep to a sum of 1."},
@@ -38,6 +46,11 @@ class AmbiguityArguments:
     def __post_init__(self) -> None:
         if not self.trace_weight >= 0:
             raise ConfigError(f"is {self.trace_weight}, expected 0 or more", field="trace_weight")
+        from reasoning.training.objective import VOTE_TARGETS
+
+        if self.vote_target not in VOTE_TARGETS:
+            what = f"is {self.vote_target!r}, expected one of {', '.join(VOTE_TARGETS)}"
+            raise ConfigError(what, field="vote_target")
         if self.share_digits not in (1, 2):
             raise ConfigError(f"is {self.share_digits}, expected 1 or 2", field="share_digits")
         if self.kl_weight < 0:
@@ -49,11 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from launch.arguments import DataArguments, ModelArguments, parse
 
-    about = str(__doc__).split("\n\n", 1)[1]
-    data, model, ambiguity, args = parse(
-        (DataArguments, ModelArguments, AmbiguityArguments, SFTConfig), argv, "equivox sft", about
-    )
-    train(data, model, ambiguity, args)
+    train(*parse((DataArguments, ModelArguments, AmbiguityArguments, SFTConfig), argv, "equivox sft", __doc__))
     return 0
 
 
@@ -79,6 +88,7 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
         level=data.level,
         seed=args.seed,
         share_digits=ambiguity.share_digits,
+        vote_target=ambiguity.vote_target,
         max_length=args.max_length,
     )
     trainer = AmbiguitySFTTrainer(

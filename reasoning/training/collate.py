@@ -20,9 +20,9 @@ from reasoning.errors import RowError
 from reasoning.models.memory import AudioMemory, Heard, batch_heard
 from reasoning.models.prompter import Prompter
 from reasoning.response import write_response
+from reasoning.training.objective import IGNORE
 
 Row = Mapping[str, Any]
-IGNORE = -100
 
 
 def drawn_vote(row: Row, emotions: EmotionSet, seed: int, epoch: int) -> str:
@@ -35,7 +35,8 @@ def drawn_vote(row: Row, emotions: EmotionSet, seed: int, epoch: int) -> str:
 class AnswerCollator:
     """Rows -> one SFT batch. Set `epoch` before each epoch; it decides which listener's vote is written.
 
-    Returned keys: input_ids, attention_mask, labels (B, L): IGNORE on prompt, padding and the vote's scored tokens;
+    vote_target: one of objective.VOTE_TARGETS. Returned keys: input_ids, attention_mask, labels (B, L): IGNORE on
+    prompt, padding and, unless the drawn vote is the target, the vote's scored tokens;
     input_features and the mask of its frames: the audio; slots (B,): position of the vote's token; votes (B, K).
     Runs in the main process (dataloader_num_workers 0): the memory it fills lives there.
     """
@@ -48,10 +49,11 @@ class AnswerCollator:
         level: str,
         seed: int,
         share_digits: int = 2,
+        vote_target: str = "any_label",
         max_length: int | None = None,
     ) -> None:
         self.prompter, self.memory, self.level, self.seed = prompter, memory, level, seed
-        self.share_digits, self.max_length = share_digits, max_length
+        self.share_digits, self.vote_target, self.max_length = share_digits, vote_target, max_length
         self.epoch = 0
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -82,8 +84,8 @@ class AnswerCollator:
             raise RowError("the tokenizer hides the vote slot in the written response", row=row["id"], field="response")
         labels = list(response)
         # What the readout scores is the KL's business; what must follow it, given that, is the cross-entropy's.
-        for i in range(slot, slot + len(prompter.labels.paths[prompter.emotions.index(vote)])):
-            labels[i] = IGNORE
+        scored = len(prompter.labels.paths[prompter.emotions.index(vote)]) if self.vote_target == "any_label" else 0
+        labels[slot : slot + scored] = [IGNORE] * scored
         ids = prompt + response
         if self.max_length is not None and len(ids) > self.max_length:
             raise RowError(

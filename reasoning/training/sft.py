@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 from reasoning.models.answer_head import add_answer_head
 from reasoning.models.loading import Loaded
 from reasoning.training.collate import AnswerCollator
-from reasoning.training.objective import vote_kl_nats
+from reasoning.training.objective import IGNORE, response_nll_nats, vote_kl_nats
 
 
 class AmbiguitySFTTrainer(SFTTrainer):
@@ -67,14 +67,13 @@ class AmbiguitySFTTrainer(SFTTrainer):
         Where traces weigh other than 1, their part of the CE does; the count of tokens it is divided by stays.
         """
         mode = "train" if self.model.training else "eval"
-        votes, asked = inputs.pop("votes"), inputs["labels"] != -100
+        votes, asked = inputs.pop("votes"), inputs["labels"] != IGNORE
         output = model(**inputs, answer_head=True)
         tokens = asked.sum()
         columns = torch.arange(asked.shape[1], device=asked.device)
         of_trace = asked & (columns < (inputs["slots"] - self._answer_prefix)[:, None])
         trace_sum = -(output.logps * of_trace).sum()
-        # At the slot any label is right and which one is the KL's business: only their mass enters the cross-entropy.
-        ce_sum = -output.logps.sum() - output.label_mass.sum()
+        ce_sum = response_nll_nats(output.logps, output.label_mass, inputs["labels"], inputs["slots"])
         weighted = ce_sum + (self._trace_weight - 1) * trace_sum
         kl = vote_kl_nats(output.label_logits, votes).mean()
         if num_items_in_batch is None:

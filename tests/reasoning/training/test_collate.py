@@ -46,6 +46,20 @@ def test_only_the_response_without_its_vote_carries_loss_and_the_slot_points_at_
         assert not asked[:start].any()
 
 
+def test_where_the_drawn_vote_is_the_target_the_whole_response_carries_loss(ready):
+    prompter, memory, rows = ready
+    masked, whole = (
+        AnswerCollator(prompter, memory, level="no_think", seed=3, vote_target=target)(rows)
+        for target in ("any_label", "drawn_vote")
+    )
+    assert torch.equal(masked["input_ids"], whole["input_ids"])
+    differ = masked["labels"] != whole["labels"]
+    assert torch.equal(whole["labels"][differ], whole["input_ids"][differ])
+    for row, ids, slot, place in zip(rows, whole["input_ids"], whole["slots"], differ, strict=True):
+        assert prompter.tokenizer.decode(ids[place]) == f" {drawn_vote(row, prompter.emotions, 3, 0)}"
+        assert int(place.nonzero()[0]) == int(slot)
+
+
 def test_votes_are_drawn_anew_each_epoch_in_proportion_to_the_listeners_and_repeatably(ready):
     prompter, _, rows = ready
     row = {"id": "x", "votes": [0, 3, 0, 0, 1, 0]}

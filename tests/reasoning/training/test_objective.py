@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasoning.distributions import kl_bits, normalize_votes
-from reasoning.training.objective import vote_kl_nats
+from reasoning.training.objective import IGNORE, response_nll_nats, vote_kl_nats
 
 
 def test_a_case_worked_out_by_hand():
@@ -28,6 +28,19 @@ def test_it_is_the_divergence_that_evaluation_reports(votes, logits):
     ours = float(vote_kl_nats(torch.tensor([logits], dtype=torch.float64), torch.tensor([votes])))
     q = np.exp(logits) / np.exp(logits).sum()
     assert ours == pytest.approx(float(kl_bits(normalize_votes([votes]), [q], floor=0)[0]) * math.log(2), abs=1e-4)
+
+
+def test_the_slot_costs_what_its_target_says_worked_out_by_hand():
+    """Two rows of three tokens, of which the second is the vote: probability 1/2 and 1/4 around it; at the slot 1/10
+    for the vote that was drawn and 4/5 for any label. Row 0 asks for any label, row 1 for the drawn vote."""
+    labels, slots = torch.tensor([[7, IGNORE, 8], [7, 9, 8]]), torch.tensor([1, 1])
+    logps = torch.tensor([[0.5, 1.0, 0.25], [0.5, 0.1, 0.25]]).log().requires_grad_()
+    mass = torch.tensor([0.8, 0.8]).log().requires_grad_()
+    nll = response_nll_nats(logps, mass, labels, slots)
+    assert float(nll.detach()) == pytest.approx(2 * math.log(8) + math.log(1.25) + math.log(10))
+    nll.backward()
+    assert mass.grad is not None
+    assert mass.grad.tolist() == [-1, 0], "the labels' mass is asked for in the first row only"
 
 
 def test_the_gradient_in_the_logits_is_readout_minus_votes():

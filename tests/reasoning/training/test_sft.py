@@ -113,9 +113,11 @@ def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_adapter
 TRACE = "Words: plain\nVoice: high pitch\nAmbiguity: anger and fear\nWeighing: high pitch favours anger and fear"
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.25, 0.0])
+@pytest.mark.parametrize(
+    ("weight", "target"), [(1.0, "any_label"), (0.25, "any_label"), (0.0, "any_label"), (0.25, "drawn_vote")]
+)
 def test_the_loss_weighs_the_trace_the_answer_and_the_votes_as_the_full_logits_say(
-    trained_checkpoint, tmp_path, weight
+    trained_checkpoint, tmp_path, weight, target
 ):
     corpus = read_corpus(trained_checkpoint.corpus)
     rows = [
@@ -127,7 +129,7 @@ def test_the_loss_weighs_the_trace_the_answer_and_the_votes_as_the_full_logits_s
     ]  # fmt: skip
     loaded = add_adapter(load_model(trained_checkpoint.model), r=2, alpha=4, dropout=0.0, train_projector=False)
     prompter = Prompter(loaded, corpus.info.emotions)
-    collator = AnswerCollator(prompter, loaded.memory(), level="think", seed=0)
+    collator = AnswerCollator(prompter, loaded.memory(), level="think", seed=0, vote_target=target)
     batch = collator(rows)
     with torch.no_grad():
         asked = {k: v for k, v in batch.items() if k not in ("labels", "slots", "votes")}
@@ -141,7 +143,7 @@ def test_the_loss_weighs_the_trace_the_answer_and_the_votes_as_the_full_logits_s
             loss = -float(logs[row, i - 1, batch["input_ids"][row, i]])
             trace, answer = (trace + loss, answer) if i <= opening else (trace, answer + loss)
         labels = logs[row, int(batch["slots"][row]) - 1, list(prompter.labels.steps[0].tokens)]
-        answer -= float(labels.logsumexp(-1))
+        answer -= float(labels.logsumexp(-1)) if target == "any_label" else 0
         votes = batch["votes"][row] / batch["votes"][row].sum()
         read_out = labels - labels.logsumexp(-1)
         kl += float(sum(p * (p.log() - q) for p, q in zip(votes, read_out, strict=True) if p > 0)) / len(rows)
@@ -153,6 +155,11 @@ def test_the_loss_weighs_the_trace_the_answer_and_the_votes_as_the_full_logits_s
     assert trace > answer / 4
     found = float(trainer.compute_loss(trainer.model, dict(batch)).detach())
     assert found == pytest.approx((weight * trace + answer) / tokens + 0.5 * kl, rel=1e-4)
+
+
+def test_an_unknown_target_of_the_vote_slot_is_refused(trained_checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match=r"vote_target: is 'hard', expected one of any_label, drawn_vote"):
+        main(arguments(trained_checkpoint, tmp_path / "none", vote_target="hard"))
 
 
 def test_level_think_trains_on_verified_traces_only_and_is_refused_without_any(trained_checkpoint, tmp_path, capsys):
