@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from reasoning.clips import Clip
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -263,7 +266,31 @@ def trained_family(request: pytest.FixtureRequest) -> TrainedCheckpoint:
 
 
 def train_to_answer(untrained: Path, tone_corpus: Path, folder: Path) -> TrainedCheckpoint:
-    """`folder`, made `untrained` after it learned to answer the training tones, all weights but the tower's trained."""
+    """`folder`, made `untrained` after it learned to answer the training tones."""
+    teach(untrained, tone_corpus, folder, steps=TRAINING_STEPS)
+    return TrainedCheckpoint(folder, tone_corpus)
+
+
+@pytest.fixture(scope="session", name="teach")
+def teach_of_this_file() -> Callable[..., None]:
+    """`teach`, for the fixtures of other folders."""
+    return teach
+
+
+def teach(
+    before: Path,
+    tone_corpus: Path,
+    after: Path,
+    *,
+    steps: int,
+    thinking: Callable[[Clip], str] | None = None,
+    last_rate: float = 1.0,
+) -> None:
+    """Save `before` in `after` once it learned to answer the training tones, all weights but the tower's trained.
+
+    thinking: what to think of a clip before the answer; without it none. last_rate: share of the learning rate that it
+    falls to.
+    """
     import torch
 
     from data_builders.rows import read_corpus, split_clips
@@ -271,36 +298,41 @@ def train_to_answer(untrained: Path, tone_corpus: Path, folder: Path) -> Trained
     from reasoning.models.loading import load_model
     from reasoning.models.prompter import Prompter
     from reasoning.training.collate import AnswerCollator
-    from reasoning.training.objective import vote_kl_nats
+    from reasoning.training.objective import IGNORE, response_nll_nats, vote_kl_nats
 
     corpus = read_corpus(tone_corpus)
-    loaded = load_model(untrained)
+    loaded = load_model(before)
     prompter = Prompter(loaded, corpus.info.emotions)
     add_answer_head(loaded.base, prompter.labels)
-    collator = AnswerCollator(prompter, loaded.memory(), level="no_think", seed=0, share_digits=1)
+    level = "think" if thinking else "no_think"
+    collator = AnswerCollator(prompter, loaded.memory(), level=level, seed=0, share_digits=1)
     rows = [
-        {"id": c.id, "audio": str(corpus.root / c.audio), "transcript": c.transcript, "votes": c.votes}
+        {
+            "id": c.id, "audio": str(corpus.root / c.audio), "transcript": c.transcript, "votes": c.votes,
+            "thinking": thinking(c) if thinking else None,
+        }
         for c in split_clips(corpus, 0)["train"]
-    ]
+    ]  # fmt: skip
     model = loaded.base.train()
     weights = [p for name, p in model.named_parameters() if "audio_tower" not in name]
     for weight in weights:
         weight.requires_grad_(True)
     optimizer = torch.optim.AdamW(weights, lr=3e-3)
+    slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, last_rate, steps)
     order = np.random.default_rng(0)
-    for step in range(TRAINING_STEPS):
+    for step in range(steps):
         collator.epoch = step
         batch = collator([rows[i] for i in order.choice(len(rows), 12, replace=False)])
-        votes, tokens = batch.pop("votes"), (batch["labels"] != -100).sum()
+        votes, labels = batch.pop("votes"), batch["labels"]
         output = model(**batch, answer_head=True)
-        ce = -(output.logps.sum() + output.label_mass.sum()) / tokens
+        ce = response_nll_nats(output.logps, output.label_mass, labels, batch["slots"]) / (labels != IGNORE).sum()
         loss = ce + vote_kl_nats(output.label_logits, votes).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    model.save_pretrained(folder)
-    loaded.processor.save_pretrained(folder)
-    return TrainedCheckpoint(folder, tone_corpus)
+        slower.step()
+    model.save_pretrained(after)
+    loaded.processor.save_pretrained(after)
 
 
 TRAINING_STEPS = 220
