@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from datasets import Dataset
 
 from data_builders.traces.measured import corpus_cues
 from data_builders.traces.trace_file import TraceRow, write_traces
@@ -23,7 +24,8 @@ def test_cues_join_the_rows_only_where_a_reward_asks_for_them(tone_corpus):
     assert with_cue_levels(rows, corpus, data, [closeness]) is rows
     assert with_cue_levels(rows, corpus, DataArguments(data=str(tone_corpus)), [closeness]) is rows
     cues = corpus_cues(corpus, tone_corpus)
-    for row in with_cue_levels(rows, corpus, data, [closeness, grounding]):
+    # As the trainer keeps its rows: columns that Arrow changed would be judged otherwise than they were measured.
+    for row in Dataset.from_list(with_cue_levels(rows, corpus, data, [closeness, grounding])):
         assert row["cue_levels"] == {name: cues[row["id"]][name].level for name in CUES}
         for cue, shares in row["cue_shares"].items():
             met = [level for r in rows if (level := cues[r["id"]][cue].level) is not None]
