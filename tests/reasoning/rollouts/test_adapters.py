@@ -22,6 +22,7 @@ from reasoning.models.families import AUDIO_FLAMINGO3
 from reasoning.models.loading import add_adapter, load_model
 from reasoning.models.prompter import Prompter
 from reasoning.rollouts.adapters import LORA_A, LORA_B, fits, is_lora, lora_options, takes_lora, weight_of, write_blank
+from reasoning.rollouts.broadcast import BroadcastTransport
 from reasoning.rollouts.parity import check_parity, swaps
 from reasoning.rollouts.policy import Policy
 from reasoning.rollouts.receiving import checksum
@@ -327,6 +328,17 @@ class TestServed:
         with pytest.raises(RolloutError, match=r"\[x.lora_A.weight\] weights: is no weight of the served checkpoint"):
             served.sync({"x" + LORA_A: torch.zeros(4, 2)})
         assert trainer.gap(served) < 1e-3
+
+    def test_a_broadcast_brings_adapter_and_projector_too(self, server, trainer, trained_flamingo):
+        client = connect(server, trainer, transport=lambda api: BroadcastTransport(server[1], api))
+        trainer.train(11)
+        assert client.sync(to_send(client, trainer.loaded)).bytes == lora_bytes(trainer.loaded.model)
+        assert trainer.gap(client) < 1e-3
+        whole = Trainer(trained_flamingo, train_projector=True)
+        whole.train(12)
+        client.sync(to_send(client, whole.loaded))
+        assert whole.gap(client) < 1e-3
+        client.close()
 
     def test_a_server_that_was_killed_gets_the_adapter_again(self, serve, server, trainer, caplog):
         running, folder = server
