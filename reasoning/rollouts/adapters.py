@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -103,7 +102,7 @@ def _first_layer(checkpoint: Path, layers: str) -> tuple[str, list[int]]:
     raise ModelError("has no linear layer that an adapter could be put on", row=str(checkpoint), field="model")
 
 
-def put_adapter(worker: Any, tensors: Mapping[str, Tensor]) -> None:
+def put_adapter(worker: Any, tensors: dict[str, Tensor]) -> None:
     """Have a vLLM worker hold these matrices, named by `LORA_A` and `LORA_B`, in place of the adapter before.
 
     Raises ModelError on a layer to which vLLM would not add them, which it passes over in silence, and on a rank above
@@ -116,15 +115,14 @@ def put_adapter(worker: Any, tensors: Mapping[str, Tensor]) -> None:
     manager = getattr(model, "lora_manager", None)
     if manager is None:
         raise ModelError("takes merged weights only", field="adapter", cure="start it with --max-lora-rank")
-    held = {name: tensors[name] for name in tensors}  # once each: asking may compute
-    rank = max(tensor.shape[0] for name, tensor in held.items() if name.endswith(LORA_A))
+    rank = max(tensor.shape[0] for name, tensor in tensors.items() if name.endswith(LORA_A))
     if rank > manager.lora_config.max_lora_rank:
         what = f"has rank {rank}, this vLLM takes up to {manager.lora_config.max_lora_rank}"
         raise ModelError(what, field="adapter", cure=f"start it with --max-lora-rank {rank}")
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     lora = LoRAModel.from_lora_tensors(
         ADAPTER_NUMBER,
-        {_peft_name(name): tensor for name, tensor in held.items()},
+        {_peft_name(name): tensor for name, tensor in tensors.items()},
         PEFTHelper(r=rank, lora_alpha=rank, target_modules=[]),  # the scaling is in LORA_B
         device="cpu",
         dtype=manager.lora_config.lora_dtype,
