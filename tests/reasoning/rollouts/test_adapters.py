@@ -332,7 +332,9 @@ class TestServed:
     def test_a_broadcast_brings_adapter_and_projector_too(self, server, trainer, trained_flamingo):
         client = connect(server, trainer, transport=lambda api: BroadcastTransport(server[1], api))
         trainer.train(11)
-        assert client.sync(to_send(client, trainer.loaded)).bytes == lora_bytes(trainer.loaded.model)
+        synced = client.sync(to_send(client, trainer.loaded))
+        assert synced is not None
+        assert synced.bytes == lora_bytes(trainer.loaded.model)
         assert trainer.gap(client) < 1e-3
         whole = Trainer(trained_flamingo, train_projector=True)
         whole.train(12)
