@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from safetensors import safe_open
@@ -42,7 +42,7 @@ def takes_lora(checkpoint: Path, dtype: str, **options: Any) -> bool:
     from vllm.engine.arg_utils import EngineArgs  # pyright: ignore[reportMissingImports]
     from vllm.model_executor.models import ModelRegistry, supports_lora  # pyright: ignore[reportMissingImports]
 
-    config = EngineArgs(model=str(checkpoint), dtype=dtype, **options).create_model_config()
+    config = EngineArgs(model=str(checkpoint), dtype=cast(Any, dtype), **options).create_model_config()
     model, _ = ModelRegistry.resolve_model_cls(config.architectures, config)
     return supports_lora(model)
 
