@@ -1,6 +1,7 @@
 """An adapter merged into its base: an ordinary checkpoint folder for engines that load no adapters.
 
-vLLM has no LoRA for every family (none for Qwen2-Audio), and in no family does it load a projector that was trained with the adapter.
+vLLM has no LoRA for every family (none for Qwen2-Audio), and in no family does it load a projector that was trained
+with the adapter.
 """
 
 from __future__ import annotations
