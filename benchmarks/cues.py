@@ -20,12 +20,11 @@ import numpy as np
 from data_builders.rows import read_corpus
 from reasoning.audio import SAMPLE_RATE, read_audio
 from reasoning.cues import measure
-from reasoning.files import write_atomic
+from reasoning.files import replace_section, write_atomic
 from reasoning.pitch import CEILING_HZ, FLOOR_HZ, HOP_SECONDS, track
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, RESULTS = ROOT / "docs" / "cues.md", ROOT / "benchmarks" / "results" / "cues.json"
-BEGIN, END = "<!-- cues -->\n", "<!-- end -->"
 
 
 def speed(function: Callable, recordings: list[np.ndarray]) -> float:
@@ -70,8 +69,7 @@ def main() -> None:
         lines.append(f"| semitones between our median F0 and Praat's: median, 90th, 95th percentile | {shown} |")
     write_atomic(RESULTS, json.dumps(record, indent=1) + "\n")
     table = "\n".join([f"| {corpus.info.name}, {record['clips']} clips | |", "|---|---|", *lines, ""])
-    before, rest = DOCUMENT.read_text().split(BEGIN, 1)
-    write_atomic(DOCUMENT, before + BEGIN + "\n" + table + "\n" + END + rest.split(END, 1)[1])
+    replace_section(DOCUMENT, "cues", table)
     print(table)
 
 

@@ -22,20 +22,19 @@ import numpy as np
 from data_builders.rows import Corpus, read_corpus, split_clips
 from reasoning.distributions import jsd_bits, nll_bits, normalize_votes
 from reasoning.evaluation.statistics import difference_of, jackknife_interval, mean_of
-from reasoning.files import write_atomic
+from reasoning.files import replace_section, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, RESULTS = ROOT / "docs" / "train.md", ROOT / "benchmarks" / "results" / "grpo_settings.json"
-BEGIN, END = "<!-- grpo settings -->\n", "<!-- end of grpo settings -->"
 LAST = 4
 """Steps at the end of a run whose rewards are averaged."""
 
 
-def train(adapter: Path, setting: str, args: argparse.Namespace) -> Path:
+def train(setting: str, args: argparse.Namespace) -> Path:
     """The run folder of GRPO with this KEY=VALUE on top of the config."""
     key, value = setting.split("=")
     run = args.work / setting
-    command = ["grpo", "--config", "launch/configs/grpo.yaml", "--adapter", str(adapter)]
+    command = ["grpo", "--config", "launch/configs/grpo.yaml", "--adapter", str(args.adapter)]
     command += ["--model_name_or_path", str(args.model), "--data", str(args.data), "--fold", str(args.fold)]
     command += ["--output_dir", str(run), f"--{key}", value]
     subprocess.run([sys.executable, "-m", "launch.cli", *command], check=True)
@@ -115,7 +114,7 @@ def main() -> None:
     before = dev_labels(args.adapter, corpus, args)
     runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
     for setting in args.set:
-        run = train(args.adapter, setting, args)
+        run = train(setting, args)
         runs[setting] = {**end_of(run), "label": against(before, dev_labels(run, corpus, args), speakers)}
         record = {
             "corpus": corpus.info.name,
@@ -126,8 +125,7 @@ def main() -> None:
             "runs": runs,
         }
         write_atomic(RESULTS, json.dumps(record, indent=1) + "\n")
-        head, rest = DOCUMENT.read_text().split(BEGIN, 1)
-        write_atomic(DOCUMENT, head + BEGIN + "\n" + table(record) + "\n" + END + rest.split(END, 1)[1])
+        replace_section(DOCUMENT, "grpo settings", table(record))
     print(table(record))
 
 

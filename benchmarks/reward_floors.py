@@ -23,7 +23,7 @@ from reasoning.cues import CUES
 from reasoning.distributions import normalize_votes
 from reasoning.emotions import CREMA_D
 from reasoning.evaluation.controls import plan_shuffled
-from reasoning.files import write_atomic
+from reasoning.files import replace_section, write_atomic
 from reasoning.grounding import MIN_CLAIMS, is_measured, level_shares, levels_of
 from reasoning.response import write_response
 from reasoning.verifier import Trace, read_trace, write_trace
@@ -31,8 +31,6 @@ from rewards.loading import load_reward
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, RESULTS = ROOT / "docs" / "reward.md", ROOT / "benchmarks" / "results" / "reward_floors.json"
-BEGIN, END = "<!-- reward floors -->\n", "<!-- end -->"
-BEGIN_GROUNDING = "<!-- grounding floors -->\n"
 REWARDS = (
     "distribution:closeness",
     "distribution:tvd_closeness",
@@ -141,9 +139,8 @@ def main() -> None:
         "grounding": {"clips": len(corpus.clips), "means": grounding_means(corpus, args.data)},
     }
     write_atomic(RESULTS, json.dumps(record, indent=1) + "\n")
-    for begin, text in ((BEGIN, table(record)), (BEGIN_GROUNDING, grounding_table(record))):
-        before, rest = DOCUMENT.read_text().split(begin, 1)
-        write_atomic(DOCUMENT, before + begin + "\n" + text + "\n" + END + rest.split(END, 1)[1])
+    for name, text in (("reward floors", table(record)), ("grounding floors", grounding_table(record))):
+        replace_section(DOCUMENT, name, text)
         print(text)
 
 

@@ -14,12 +14,11 @@ import numpy as np
 
 from data_builders.rows import read_corpus
 from reasoning.distributions import entropy_bits, jsd_bits, nll_bits, normalize_votes
-from reasoning.files import write_atomic
+from reasoning.files import replace_section, write_atomic
 from reasoning.response import round_shares
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, RESULTS = ROOT / "docs" / "train.md", ROOT / "benchmarks" / "results" / "share_digits.json"
-BEGIN, END = "<!-- share digits -->\n", "<!-- end -->"
 
 
 def main() -> None:
@@ -39,8 +38,7 @@ def main() -> None:
     counted = f"{corpus.info.name}, {len(votes)} clips"
     head = f"| decimals ({counted}) | jsd_bits | nll_bits above the votes' own (flooring included) |"
     table = "\n".join([head, "|---|---|---|", *rows, ""])
-    before, rest = DOCUMENT.read_text().split(BEGIN, 1)
-    write_atomic(DOCUMENT, before + BEGIN + "\n" + table + "\n" + END + rest.split(END, 1)[1])
+    replace_section(DOCUMENT, "share digits", table)
     print(table)
 
 

@@ -15,11 +15,10 @@ from typing import Any
 from data_builders.rows import Corpus, read_corpus
 from data_builders.traces import cot
 from data_builders.traces.template import TemplateWriter
-from reasoning.files import write_atomic
+from reasoning.files import replace_section, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, RESULTS = ROOT / "docs" / "traces.md", ROOT / "benchmarks" / "results" / "traces.json"
-BEGIN, END = "<!-- traces -->\n", "<!-- end -->"
 SEED = 0
 WRITERS = {"votes not shown": False, "`--show-votes`": True}
 
@@ -66,8 +65,7 @@ def main() -> None:
         "made": counts(corpus, args.data),
     }
     write_atomic(RESULTS, json.dumps(record, indent=1) + "\n")
-    before, rest = DOCUMENT.read_text().split(BEGIN, 1)
-    write_atomic(DOCUMENT, before + BEGIN + "\n" + table(record) + "\n" + END + rest.split(END, 1)[1])
+    replace_section(DOCUMENT, "traces", table(record))
     print(table(record))
 
 

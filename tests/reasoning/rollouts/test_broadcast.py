@@ -20,7 +20,7 @@ from reasoning.errors import ModelError, RolloutError
 from reasoning.inference.endpoint import Endpoint
 from reasoning.rollouts import broadcast
 from reasoning.rollouts.broadcast import BroadcastTransport, Sums, meeting_file
-from reasoning.rollouts.worker_extension import FOLDER_VARIABLE, INCOMPLETE, WeightReceiver
+from reasoning.rollouts.worker_extension import INCOMPLETE, WeightReceiver
 
 SILENT_S = 30.0
 
@@ -70,14 +70,6 @@ class Server:
         with self.turn, ThreadPoolExecutor(2) as pool:  # one request at a time, all workers at once, as in vLLM
             results = list(pool.map(lambda worker: getattr(worker, method)(*body["args"]), self.workers))
         return 200, json.dumps({"results": results}), {}
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
-    return folder
 
 
 @pytest.fixture

@@ -11,15 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from reasoning.errors import ModelError
 from reasoning.rollouts.receiving import checksum
-from reasoning.rollouts.worker_extension import FOLDER_VARIABLE, TensorFiles, WeightReceiver, watched
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
-    return folder
+from reasoning.rollouts.worker_extension import TensorFiles, WeightReceiver, watched
 
 
 @pytest.fixture
