@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,16 @@ def open_run(args: Any, *options: Any) -> bool:
     check_trackers(args.report_to)
     folder = Path(args.output_dir)
     if args.process_index == 0:
-        start_run(folder, resolved(*map(asdict, options), args.to_dict()))
+        start_run(folder, resolved(*map(asdict, options), args.to_dict()), resolved(*map(defaults_of, options)))
     if is_finished(folder):
         print(f"{folder} already holds the finished adapter; nothing to do")
         return False
     return True
+
+
+def defaults_of(options: Any) -> dict[str, Any]:
+    """Option -> its default, of those that have one."""
+    return {field.name: field.default for field in fields(options) if field.default is not MISSING}
 
 
 def load_for_training(model: ModelArguments, args: Any) -> Loaded:

@@ -35,12 +35,15 @@ def is_finished(folder: Path) -> bool:
     return (folder / ADAPTER).is_file() and (folder / BASE_RECORD).is_file()
 
 
-def start_run(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the resolved config and the environment; refuse a folder that holds a run of another configuration."""
+def start_run(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Write the resolved config and the environment; refuse a folder that holds a run of another configuration.
+
+    defaults: of options that the folder may not name, because it was begun before there were such options.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CONFIG
     if path.is_file():
-        if was := changes(yaml.safe_load(path.read_text()), config):
+        if was := changes({**defaults, **yaml.safe_load(path.read_text())}, config):
             raise ConfigError(
                 f"{folder} holds a run of another configuration ({was})",
                 field="output_dir",

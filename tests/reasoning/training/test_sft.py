@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from safetensors.torch import load_file
 from trl import SFTConfig
@@ -90,6 +92,19 @@ def test_a_finished_run_is_kept_and_another_configuration_is_refused(finished, t
     assert (finished / "adapter_model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(ConfigError, match=r"another configuration \(kl_weight was 0.3, is 0.5"):
         main(arguments(trained_checkpoint, finished, kl_weight=0.5))
+
+
+def test_a_run_begun_before_an_option_existed_counts_as_one_with_its_default(
+    finished, trained_checkpoint, tmp_path, capsys
+):
+    older = shutil.copytree(finished, tmp_path / "older")
+    config = yaml.safe_load((older / "config.yaml").read_text())
+    del config["vote_target"]
+    (older / "config.yaml").write_text(yaml.safe_dump(config))
+    main(arguments(trained_checkpoint, older))
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"\(vote_target was 'any_label', is 'drawn_vote'\)"):
+        main(arguments(trained_checkpoint, older, vote_target="drawn_vote"))
 
 
 def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_adapter(
