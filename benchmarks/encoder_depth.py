@@ -24,6 +24,7 @@ from reasoning.clips import Clip
 from reasoning.distributions import jsd_bits, nll_bits, normalize_votes
 from reasoning.evaluation.probe import choose_probe, pool
 from reasoning.evaluation.statistics import difference_of, jackknife_interval, mean_of
+from reasoning.files import replace_section
 from reasoning.models.families import QWEN2_AUDIO
 from reasoning.models.memory import mel_frames
 from reasoning.models.seed import DEFAULT_LAYERS, SAMPLE_RATE, calibration_speech, encoder_config, whisper_encoder
@@ -198,13 +199,6 @@ def norm_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def replace_between(text: str, mark: str, body: str) -> str:
-    """text with what stands between `<!-- mark -->` and `<!-- end mark -->` replaced by body."""
-    head, rest = text.split(f"<!-- {mark} -->")
-    _, tail = rest.split(f"<!-- end {mark} -->")
-    return f"{head}<!-- {mark} -->\n\n{body}\n\n<!-- end {mark} -->{tail}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="corpus folder made by `equivox prepare crema_d`")
@@ -232,9 +226,8 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     result = {"corpus": corpus.info.name, "fold": 0, **counts, "training_prior": prior_scores, "depths": rows}
     RESULTS.write_text(json.dumps(result | {"norms": norms}, indent=1) + "\n")
-    text = replace_between(DOCUMENT.read_text(), "encoder depth", depth_table(rows))
-    text = replace_between(text, "layer norm", norm_table(norms))
-    DOCUMENT.write_text(text)
+    replace_section(DOCUMENT, "encoder depth", depth_table(rows))
+    replace_section(DOCUMENT, "layer norm", norm_table(norms))
     print(depth_table(rows), norm_table(norms), f"training prior: {prior_scores}", sep="\n\n")
 
 

@@ -45,15 +45,18 @@ def drop_unfinished_line(path: Path) -> None:
 def replace_section(path: Path, name: str, text: str) -> None:
     """Replace what stands in a markdown file between `<!-- NAME -->` and the next `<!-- end -->`; the rest stays.
 
-    Raises StorageError naming the file where there is no such pair.
+    Raises StorageError naming the file where it cannot be read or has not one such pair.
     """
     begin, end = f"<!-- {name} -->\n", "<!-- end -->"
-    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    try:
+        old = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror}", row=str(path)) from None
+    before, _, rest = old.partition(begin)
     _, ended, after = rest.partition(end)
-    if not (found and ended):
-        raise StorageError(
-            f"has no section between {begin.strip()} and {end}", row=str(path), cure="put the pair there"
-        )
+    if old.count(begin) != 1 or not ended:
+        cure = f"put {begin.strip()} and {end} there once, on lines of their own"
+        raise StorageError(f"has not one section between {begin.strip()} and {end}", row=str(path), cure=cure)
     body = text.strip("\n")
     write_atomic(path, f"{before}{begin}\n{body}\n\n{end}{after}")
 

@@ -53,4 +53,4 @@ def test_the_file_tree_in_the_readme_is_the_repositorys():
 
 def test_the_results_section_can_be_written():
     text = (ROOT / "README.md").read_text()
-    assert (text.count("<!-- results:begin -->"), text.count("<!-- results:end -->")) == (1, 1)
+    assert (text.count("<!-- results -->\n"), text.count("<!-- end -->")) == (1, 1)

@@ -1,16 +1,13 @@
-"""The results table for README: the section between two markers is replaced, the rest of the file is left alone."""
+"""The results as GitHub markdown: the section `results` of README."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from reasoning.errors import EvaluationError
 from reasoning.evaluation.comparisons import NON_INFERIORITY_MARGIN, title
-from reasoning.files import write_atomic
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+SECTION = "results"
 COLUMNS = ("jsd_bits", "nll_bits", "brier", "bc", "entropy_correlation", "ua")
 _HEADS = ("jsd_bits ↓ [95%]", "nll_bits ↓", "brier ↓", "bc ↑", "entropy corr. ↑", "UA ↑", "parsed")
 _SHOWN = ("corpus", "statement", "folds", "subset", "n_clips", "n_speakers", "readouts", "prompt_level", "decoding",
@@ -35,19 +32,6 @@ def results_markdown(scores: Mapping[str, Any]) -> str:
         _folded("Paired differences: what may be claimed", _differences(scores)),
     ]
     return "\n\n".join([*parts, _folded("Protocol", "\n".join(f"- {escape(line)}" for line in shown))])
-
-
-def write_section(path: Path, text: str) -> None:
-    """Replace what stands between the markers in `path` by `text`. Raises EvaluationError without one such pair."""
-    cure = f"put {BEGIN} and {END} on lines of their own where the table belongs"
-    try:
-        old = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise EvaluationError(f"cannot be read: {error.strerror}", row=str(path), field="markdown") from None
-    if (old.count(BEGIN), old.count(END)) != (1, 1) or old.index(BEGIN) > old.index(END):
-        raise EvaluationError("has no single pair of result markers", row=str(path), field="markdown", cure=cure)
-    before, after = old.split(BEGIN)[0], old.split(END)[1]
-    write_atomic(path, f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def escape(text: str) -> str:

@@ -56,7 +56,7 @@ def test_two_folds_are_pooled_and_written_into_a_table(run, trained_checkpoint, 
     more = ["--fold", "1", "--readouts", "label,verbalized", "--limit", "99"]
     assert evaluate.main(options(trained_checkpoint, second, *more)) == 0
     readme = tmp_path / "README.md"
-    readme.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+    readme.write_text("<!-- results -->\n<!-- end -->\n")
     assert score.main([str(run), str(second), "--out", str(tmp_path / "all"), "--markdown", str(readme)]) == 0
     scores = json.loads((tmp_path / "all" / SCORES).read_text())
     assert scores["protocol"]["n_clips"] == 24

@@ -60,10 +60,19 @@ def test_a_section_is_replaced_between_its_own_marks_and_nothing_else_changes(tm
     assert page.read_text() == (
         "# A\n\n<!-- a -->\n\n| newer |\n\n<!-- end -->\n\n<!-- b -->\nkept\n<!-- end -->\nlast\n"
     )
-    before = page.read_text()
-    with pytest.raises(StorageError, match=r"page\.md\] has no section between <!-- c --> and <!-- end -->"):
-        replace_section(page, "c", "text")
-    assert page.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<!-- a -->\n", "<!-- end -->\n<!-- a -->\n", "<!-- a -->\n<!-- a -->\n<!-- end -->\n"]
+)
+def test_a_page_without_one_such_section_is_left_alone(tmp_path, text):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(StorageError, match=r"page\.md\] has not one section between <!-- a --> and <!-- end -->"):
+        replace_section(page, "a", "text")
+    assert page.read_text() == text
+    with pytest.raises(StorageError, match=r"none\.md\] cannot be read: No such file"):
+        replace_section(tmp_path / "none.md", "a", "text")
 
 
 REFUSING = """

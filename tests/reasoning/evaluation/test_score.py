@@ -9,7 +9,7 @@ from reasoning.distributions import jsd_bits, nll_bits, normalize_votes, temper
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.baselines import jsd_constant, training_prior
 from reasoning.evaluation.comparisons import compare, verdict_of
-from reasoning.evaluation.markdown import BEGIN, END, results_markdown, write_section
+from reasoning.evaluation.markdown import SECTION, results_markdown
 from reasoning.evaluation.metrics import METRICS, additive_metrics, worst_scores
 from reasoning.evaluation.predict import Asked
 from reasoning.evaluation.predictions import pool, read_predictions
@@ -17,6 +17,7 @@ from reasoning.evaluation.record import PREDICTIONS, RECORD, REPORT, SCORES, rea
 from reasoning.evaluation.results import summary, write_results
 from reasoning.evaluation.score import score
 from reasoning.evaluation.statistics import Interval
+from reasoning.files import replace_section
 
 
 @pytest.fixture(scope="module")
@@ -284,11 +285,11 @@ def test_one_speaker_gives_scores_without_intervals_and_no_claim(runs):
 
 def test_markdown_replaces_only_what_stands_between_the_markers(scores, tmp_path):
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{BEGIN}\nan outdated table\n{END}\nafter\n")
-    write_section(path, results_markdown(scores))
+    path.write_text("before\n<!-- results -->\nan outdated table\n<!-- end -->\nafter\n")
+    replace_section(path, SECTION, results_markdown(scores))
     text = path.read_text()
-    assert text.startswith(f"before\n{BEGIN}\n| system |")
-    assert text.endswith(f"{END}\nafter\n")
+    assert text.startswith("before\n<!-- results -->\n\n| system |")
+    assert text.endswith("<!-- end -->\nafter\n")
     assert "outdated" not in text
     assert "made-up votes" in text
     table, differences = ([x for x in part.splitlines() if x.startswith("|")] for part in text.split("<details>")[:2])
@@ -300,14 +301,5 @@ def test_markdown_replaces_only_what_stands_between_the_markers(scores, tmp_path
     for row, comparison in zip(differences[2:], wanted, strict=True):
         assert f"| {comparison['metrics']['jsd_bits']['estimate']:+.3f} [" in row
         assert row.rstrip(" |").split("| ")[-1].startswith(comparison["verdict"])
-    write_section(path, results_markdown(scores))
-    assert path.read_text() == text
-
-
-@pytest.mark.parametrize("text", ["no markers", f"{END} {BEGIN}", f"{BEGIN}{BEGIN}{END}"])
-def test_a_file_without_one_pair_of_markers_is_left_alone(tmp_path, text):
-    path = tmp_path / "README.md"
-    path.write_text(text)
-    with pytest.raises(EvaluationError, match="pair of result markers"):
-        write_section(path, "new")
+    replace_section(path, SECTION, results_markdown(scores))
     assert path.read_text() == text
