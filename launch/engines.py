@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reasoning.inference.engine import Engine
     from reasoning.models.memory import AudioMemory
 
-BATCH_SIZE = {"transformers": 8, "vllm": 64, "server": 16}
+BATCH_SIZE = {"transformers": 32, "vllm": 64, "server": 16}
 URL = "http://127.0.0.1:8000/v1"
 
 
@@ -82,11 +82,15 @@ def served_name(model: Path, adapter: Path | None) -> str:
 
 def _transformers(args: argparse.Namespace, emotions: EmotionSet, batch_size: int) -> Opened:
     import torch
+    from peft import PeftModel
 
     from reasoning.inference.transformers_engine import TransformersEngine
     from reasoning.models.loading import best_device, load_model
 
     loaded = load_model(args.model, args.adapter, dtype=getattr(torch, args.dtype), device=best_device())
+    if isinstance(loaded.model, PeftModel) and args.dtype == "float32":
+        # Saves two small products a layer and token: a quarter of the time on a CPU. bfloat16 would round the weights.
+        loaded.model.merge_adapter()
     engine = TransformersEngine(loaded, emotions, batch_size=batch_size)
     return Opened(
         engine, str(args.model), loaded.fingerprint, f"transformers {args.dtype}", memory=lambda: engine.memory

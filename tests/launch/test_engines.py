@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from typing import cast
 
 import numpy as np
 import pytest
+import torch
+from peft.tuners.lora import LoraLayer
 
+from data_builders.rows import read_corpus
 from launch import engines, evaluate
 from reasoning.emotions import CREMA_D
 from reasoning.errors import ConfigError, EvaluationError
 from reasoning.evaluation.predictions import read_predictions
 from reasoning.evaluation.record import PREDICTIONS, SCORES, read_record
 from reasoning.inference import endpoint
+from reasoning.inference.engine import Request
+from reasoning.inference.transformers_engine import TransformersEngine
+from reasoning.models.loading import add_adapter, load_model
 from reasoning.response import write_response
 
 
@@ -108,3 +116,30 @@ def test_the_scores_are_the_transformers_engines(trained_checkpoint, vllm_server
         for metric in ("jsd_bits", "nll_bits", "brier"):
             own, theirs = one["metrics"][metric]["estimate"], other["metrics"][metric]["estimate"]
             assert own == pytest.approx(theirs, abs=5e-4), (one["key"], metric)
+
+
+def test_a_merged_adapter_answers_as_the_one_beside_its_base(trained_checkpoint, tmp_path):
+    corpus = read_corpus(trained_checkpoint.corpus)
+    loaded = add_adapter(load_model(trained_checkpoint.model), r=2, alpha=4, dropout=0.0, train_projector=True)
+    noise = torch.Generator().manual_seed(0)
+    for name, weight in loaded.model.named_parameters():
+        if "lora_" in name:
+            weight.data = torch.randn(weight.shape, generator=noise) * 0.1
+    loaded.model.save_pretrained(tmp_path)
+    clips = [Request(clip.id, corpus.root / clip.audio, clip.transcript) for clip in corpus.clips[:6]]
+    parser = argparse.ArgumentParser()
+    engines.add_options(parser)
+    readouts = {}
+    for dtype, is_merged in (("float32", True), ("bfloat16", False)):
+        line = ["--model", str(trained_checkpoint.model), "--adapter", str(tmp_path), "--dtype", dtype]
+        engine = cast(TransformersEngine, engines.open_engine(parser.parse_args(line), corpus.info.emotions).engine)
+        layers = [layer for layer in engine.loaded.model.modules() if isinstance(layer, LoraLayer)]
+        assert [layer.merged for layer in layers] == [is_merged] * len(layers)
+        assert layers
+        readouts[dtype] = [scores.probabilities for scores in engine.score_labels(clips)]
+    beside = TransformersEngine(load_model(trained_checkpoint.model, tmp_path), corpus.info.emotions)
+    base = TransformersEngine(load_model(trained_checkpoint.model), corpus.info.emotions)
+    assert np.allclose(readouts["float32"], [scores.probabilities for scores in beside.score_labels(clips)], atol=1e-5)
+    assert not np.allclose(
+        readouts["float32"], [scores.probabilities for scores in base.score_labels(clips)], atol=0.01
+    )
