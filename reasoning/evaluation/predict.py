@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,7 +20,6 @@ from reasoning.evaluation.controls import CONTROLS, ShuffledPlan, plan_shuffled,
 from reasoning.evaluation.predictions import READOUTS, SAMPLES, Prediction, join_answers, read_predictions
 from reasoning.evaluation.probe import linear_probe
 from reasoning.files import drop_unfinished_line
-from reasoning.inference.asking import request_seed
 from reasoning.inference.engine import Engine, Generation, LabelScores, Request
 from reasoning.response import Reading, read_response
 
@@ -28,8 +28,6 @@ Features = Callable[[Sequence[Clip]], Array]
 """Clips -> pooled audio features (N, D), for the linear probe."""
 
 _CHOICES = {"readouts": READOUTS, "control_readouts": READOUTS, "dev_readouts": READOUTS, "controls": CONTROLS}
-_AT_ONCE = 64
-"""Clips whose samples are drawn before the first of them is saved."""
 _BASELINES = ("uniform", "training_prior", "jsd_constant", "sentence_only", "linear_probe")
 
 
@@ -165,27 +163,20 @@ def _answers(
 ) -> Iterator[LabelScores] | Iterator[Generation] | Iterator[_Samples]:
     if job.readout == "label":
         return engine.score_labels(requests)
+    tokens, seed = asked.max_new_tokens, asked.seed
     if job.readout == "guided_mean":
-        return _samples(engine, requests, asked)
-    options = {"max_new_tokens": asked.max_new_tokens, "temperature": 0.0, "seed": asked.seed}
-    return engine.generate(requests, **options, guided=job.readout == "guided")
+        sampled = engine.generate(
+            requests, max_new_tokens=tokens, temperature=1.0, seed=seed, guided=True, samples=SAMPLES
+        )
+        return _together(sampled, SAMPLES)
+    return engine.generate(requests, max_new_tokens=tokens, seed=seed, guided=job.readout == "guided")
 
 
-def _samples(engine: Engine, requests: Sequence[Request], asked: Asked) -> Iterator[_Samples]:
-    for start in range(0, len(requests), _AT_ONCE):
-        part = requests[start : start + _AT_ONCE]
-        drawn = [
-            engine.generate(
-                part,
-                max_new_tokens=asked.max_new_tokens,
-                temperature=1.0,
-                seed=request_seed(asked.seed, f"sample {k}"),
-                guided=True,
-            )
-            for k in range(SAMPLES)
-        ]
-        for generations in zip(*map(list, drawn), strict=True):
-            yield _Samples(generations[0].id, generations)
+def _together(generations: Iterator[Generation], samples: int) -> Iterator[_Samples]:
+    """Each request's answers in one."""
+    while first := next(generations, None):
+        rest = tuple(islice(generations, samples - 1))
+        yield _Samples(first.id, (first, *rest))
 
 
 def _line(

@@ -15,9 +15,13 @@ def close_thinking(text: str) -> tuple[str, bool]:
     return f"{before.rstrip()}\n{THINK_CLOSE}\n", not tag
 
 
-def request_seed(seed: int, row: str) -> int:
-    """A seed in 0 .. 2**63 - 1 for one clip, so that its sample depends neither on its neighbours nor on the order."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{row}".encode()).digest()[:8], "big") >> 1
+def request_seed(seed: int, row: str, sample: int = 0) -> int:
+    """A seed in 0 .. 2**63 - 1 for one clip, so that its sample depends neither on its neighbours nor on the order.
+
+    Further samples count on from it, which is how vLLM seeds the samples of one request.
+    """
+    first = int.from_bytes(hashlib.sha256(f"{seed}/{row}".encode()).digest()[:8], "big") >> 1
+    return (first + sample) % 2**63
 
 
 def refuse_too_long(row: str, prompt_tokens: int, new_tokens: int, limit: int) -> None:

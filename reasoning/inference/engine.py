@@ -54,8 +54,12 @@ class Engine(Protocol):
         temperature: float = 0.0,
         seed: int = 0,
         guided: bool = False,
+        samples: int = 1,
     ) -> Iterator[Generation]:
-        """A text for each request; temperature 0 is greedy. guided: the answer grammar lets nothing else be written."""
+        """`samples` texts for each request, one after another; temperature 0 is greedy, for one sample only.
+
+        guided: the answer grammar lets nothing else be written.
+        """
         ...
 
     def score_labels(self, requests: Sequence[Request]) -> Iterator[LabelScores]:

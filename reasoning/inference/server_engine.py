@@ -34,6 +34,7 @@ from reasoning.models.prompter import Prompter
 from reasoning.prompts import conversation
 from reasoning.response import ANSWER_PREFIX
 
+Question = TypeVar("Question")
 Answer = TypeVar("Answer", Generation, LabelScores)
 
 NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -92,9 +93,15 @@ class ServerEngine:
         temperature: float = 0.0,
         seed: int = 0,
         guided: bool = False,
+        samples: int = 1,
     ) -> Iterator[Generation]:
-        """A text for each request; temperature 0 is greedy."""
-        return self._stream(requests, lambda request: self._written(request, max_new_tokens, temperature, seed, guided))
+        """`samples` texts for each request, each a question of its own; temperature 0 is greedy."""
+
+        def write(sample: tuple[Request, int]) -> Generation:
+            request, k = sample
+            return self._written(request, max_new_tokens, temperature, request_seed(seed, request.id, k), guided)
+
+        return self._stream([(request, k) for request in requests for k in range(samples)], write)
 
     def score_labels(self, requests: Sequence[Request]) -> Iterator[LabelScores]:
         """The label readout for each request. Raises EvaluationError when this server cannot give it exactly."""
@@ -106,15 +113,15 @@ class ServerEngine:
             )
         return self._stream(requests, self._label_scores)
 
-    def _stream(self, requests: Sequence[Request], ask: Callable[[Request], Answer]) -> Iterator[Answer]:
-        return in_order(requests, ask, self.concurrency, self.endpoint.hurry)
+    def _stream(self, questions: Sequence[Question], ask: Callable[[Question], Answer]) -> Iterator[Answer]:
+        return in_order(questions, ask, self.concurrency, self.endpoint.hurry)
 
     def _written(
         self, request: Request, max_new_tokens: int, temperature: float, seed: int, guided: bool = False
     ) -> Generation:
         body: dict[str, Any] = {
             "temperature": temperature,
-            "seed": request_seed(seed, request.id),
+            "seed": seed,
             "max_tokens": max_new_tokens,
         }
         if guided:

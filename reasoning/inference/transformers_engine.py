@@ -50,30 +50,35 @@ class TransformersEngine:
         temperature: float = 0.0,
         seed: int = 0,
         guided: bool = False,
+        samples: int = 1,
     ) -> Iterator[Generation]:
-        """A text for each request; temperature 0 is greedy. The same seed, requests and batch size give the same."""
+        """`samples` texts for each request, whose prompt is computed once; temperature 0 is greedy.
+
+        The same seed, requests and batch size give the same; the batch size counts texts.
+        """
         sampling = {"do_sample": True, "temperature": temperature, **WHOLE} if temperature > 0 else {"do_sample": False}
         levels = {r.level for r in requests} if guided else set()
         guides = {level: Guide(self.prompter.tokenizer, self.prompter.emotions, level) for level in levels}
-        for number, part in enumerate(self._batches(requests)):
+        for number, part in enumerate(self._batches(requests, max(1, self.batch_size // samples))):
             with torch.random.fork_rng():
                 torch.manual_seed(seed + number)
                 prompts, heard = self._prompts(part)
                 rows = generate_ids(
                     self.loaded,
                     prompt_batch(self.prompter, prompts, heard),
+                    samples=samples,
                     max_new_tokens=max_new_tokens,
                     guide=guides.get(part[0].level),
                     repetition_penalty=1.0,
                     **sampling,
                 )
-            for request, ids in zip(part, rows, strict=True):
+            for i, ids in enumerate(rows):
                 text = self.prompter.tokenizer.decode(ids, skip_special_tokens=True)
-                yield Generation(request.id, text, len(ids), truncated=ids[-1] not in self.stop_ids)
+                yield Generation(part[i // samples].id, text, len(ids), truncated=ids[-1] not in self.stop_ids)
 
     def score_labels(self, requests: Sequence[Request]) -> Iterator[LabelScores]:
         """The label readout: after the bare answer prefix (no_think), or after the model's own thinking (own_think)."""
-        for part in self._batches(requests):
+        for part in self._batches(requests, self.batch_size):
             thoughts = self._own_thinking([r for r in part if r.level == "think"])
             prefixes = [thoughts[r.id][0] if r.level == "think" else "" for r in part]
             for request, row in zip(part, self._after(part, prefixes).tolist(), strict=True):
@@ -84,7 +89,7 @@ class TransformersEngine:
 
     def score_labels_after(self, requests: Sequence[Request], thinking: Mapping[str, str]) -> Iterator[LabelScores]:
         """The label readout after thinking that is given, by request id: `label_teacher_forced`, a diagnostic only."""
-        for part in self._batches(requests):
+        for part in self._batches(requests, self.batch_size):
             prefixes = [f"{THINK_OPEN}\n{thinking[r.id].strip()}\n{THINK_CLOSE}\n" for r in part]
             for request, row in zip(part, self._after(part, prefixes).tolist(), strict=True):
                 yield LabelScores(request.id, tuple(row), "label_teacher_forced")
@@ -96,17 +101,14 @@ class TransformersEngine:
         encode = self.prompter.encode
         return self._label_probabilities([ids + encode(text + ANSWER_PREFIX) for ids, text in prefixed], heard)
 
-    def _batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+    @staticmethod
+    def _batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
         """Consecutive requests that all have audio or all have none: a batch cannot mix the two."""
         start = 0
         while start < len(requests):
             has_audio = requests[start].audio is not None
             stop = start
-            while (
-                stop < len(requests)
-                and stop - start < self.batch_size
-                and (requests[stop].audio is not None) == has_audio
-            ):
+            while stop < len(requests) and stop - start < size and (requests[stop].audio is not None) == has_audio:
                 stop += 1
             yield requests[start:stop]
             start = stop

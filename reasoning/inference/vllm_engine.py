@@ -54,19 +54,25 @@ class VllmEngine:
         temperature: float = 0.0,
         seed: int = 0,
         guided: bool = False,
+        samples: int = 1,
     ) -> Iterator[Generation]:
-        """A text for each request; temperature 0 is greedy. One seed samples the same for a clip in any batch."""
+        """`samples` texts for each request, which vLLM is sent once; temperature 0 is greedy.
+
+        One seed samples the same for a clip in any batch.
+        """
         for part in self._batches(requests):
             prompts = self._prompts(part, [""] * len(part), max_new_tokens)
+            always = {"temperature": temperature, "max_tokens": max_new_tokens, "n": samples}
             options = [
-                {"temperature": temperature, "seed": request_seed(seed, r.id), "max_tokens": max_new_tokens}
+                {**always, "seed": request_seed(seed, r.id)}
                 | self.vllm.guiding(answer_grammar(self.prompter.emotions, r.level) if guided else None)
                 for r in part
             ]
-            for request, completion in zip(part, self._run(prompts, options), strict=True):
-                ids = list(completion.token_ids)
-                text = self.prompter.tokenizer.decode(ids, skip_special_tokens=True)
-                yield Generation(request.id, text, len(ids), truncated=completion.finish_reason == "length")
+            for request, output in zip(part, self.vllm.ask(prompts, options), strict=True):
+                for completion in output.outputs:
+                    ids = list(completion.token_ids)
+                    text = self.prompter.tokenizer.decode(ids, skip_special_tokens=True)
+                    yield Generation(request.id, text, len(ids), truncated=completion.finish_reason == "length")
 
     def score_labels(self, requests: Sequence[Request]) -> Iterator[LabelScores]:
         """The label readout: after the bare answer prefix (no_think), or after the model's own thinking (own_think)."""
@@ -79,7 +85,7 @@ class VllmEngine:
             prefixes = [thoughts.get(r.id, ("", False))[0] + ANSWER_PREFIX for r in part]
             bare = self._prompts(part, prefixes, labels.depth)
             prompts = [Embedded(p.row, [*p.ids, *step.prefix], p.audio) for p in bare for step in labels.steps]
-            answers = iter(self._run(prompts, options * len(part)))
+            answers = (output.outputs[0] for output in self.vllm.ask(prompts, options * len(part)))
             for request in part:
                 logps = [_logps_of(next(answers), step) for step in labels.steps]
                 row = torch.softmax(torch.tensor(labels.sums(logps), dtype=torch.float64), dim=-1).tolist()
@@ -100,10 +106,6 @@ class VllmEngine:
             refuse_too_long(request.id, len(ids), new_tokens, self.vllm.max_tokens)
             prompts.append(embed(request.id, ids, of_clip, self.projector))
         return prompts
-
-    def _run(self, prompts: Sequence[Embedded], options: Sequence[dict[str, Any]]) -> list[Any]:
-        """vLLM's completion of each prompt."""
-        return [output.outputs[0] for output in self.vllm.ask(prompts, options)]
 
 
 def _logps_of(completion: Any, step: Step) -> list[float]:

@@ -86,11 +86,12 @@ class KnowingEngine:
         temperature: float = 0.0,
         seed: int = 0,
         guided: bool = False,
+        samples: int = 1,
     ) -> Iterator[Generation]:
-        for request in requests:
+        for request, sample in ((request, sample) for request in requests for sample in range(samples)):
             shares = self._shares(request)
             if temperature > 0:
-                rng = np.random.default_rng([seed % 2**32, *request.id.encode()])
+                rng = np.random.default_rng([seed % 2**32, sample, *request.id.encode()])
                 shares = tuple(rng.dirichlet(20 * np.array(shares) + 1e-3).tolist())
             text = write_response(shares, CREMA_D.names[int(np.argmax(shares))], CREMA_D)
             cut = request.id in self.garbled

@@ -16,6 +16,8 @@ def test_a_clips_seed_is_its_own_and_fits_a_signed_64_bit_field(seed, one, other
     assert 0 <= request_seed(seed, one) < 2**63
     assert (request_seed(seed, one) == request_seed(seed, other)) == (one == other)
     assert request_seed(seed, one) != request_seed(seed + 1, one)
+    assert 0 <= request_seed(seed, one, 7) < 2**63
+    assert (request_seed(seed, one, 7) - request_seed(seed, one)) % 2**63 == 7
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_its_clip_length_and_limit():

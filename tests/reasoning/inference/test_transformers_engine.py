@@ -92,6 +92,16 @@ def test_a_cut_generation_is_marked_and_the_same_seed_samples_the_same(asked):
     assert sample[0] == sample[1] != sample[2]
 
 
+def test_samples_of_a_clip_follow_one_another_and_differ_only_where_drawn(asked):
+    engine, requests, *_ = asked
+    few = requests[:4]  # more texts than a batch holds
+    written = list(engine.generate(few, max_new_tokens=40, temperature=1.5, samples=3))
+    assert [g.id for g in written] == [r.id for r in few for _ in range(3)]
+    assert len({g.text for g in written[:3]}) == 3
+    greedy = [g for g in engine.generate(few, max_new_tokens=40) for _ in range(3)]
+    assert list(engine.generate(few, max_new_tokens=40, samples=3)) == greedy
+
+
 def test_sampling_options_of_a_checkpoint_do_not_reach_an_answer(asked):
     engine, requests, *_ = asked
     config = engine.loaded.base.generation_config

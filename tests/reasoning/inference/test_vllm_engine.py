@@ -104,6 +104,12 @@ class TestParity:
         whole = sample(tones.requests, 1)
         assert {k: v for k, v in whole.items() if k == tones.requests[3].id} == sample(tones.requests[3:4], 1)
         assert whole != sample(tones.requests, 2)
+        options = {"max_new_tokens": 60, "temperature": 1.5, "seed": 1, "samples": 3}
+        several = list(engine.generate(tones.requests[2:4], **options))
+        assert [g.id for g in several] == [r.id for r in tones.requests[2:4] for _ in range(3)]
+        assert [several[0].text, several[3].text] == [whole[r.id] for r in tones.requests[2:4]]
+        assert len({g.text for g in several[3:]}) == 3
+        assert several[3:] == list(engine.generate(tones.requests[3:4], **options))
 
     def test_a_prompt_that_does_not_fit_is_refused_with_clip_length_and_limit(self, engine, tones):
         with pytest.raises(ModelError, match=rf"\[{tones.requests[0].id}\] prompt: needs \d+ prompt .* holds 1024"):
