@@ -136,12 +136,12 @@ def test_audio_tokens_are_never_sampled_even_by_a_model_that_wants_nothing_else(
     never = set(tones.engine.loaded.modality_token_ids())
     prompts = offline._prompts(tones.requests[:4], [""] * 4, 40)
     eager = {"temperature": 2.0, "max_tokens": 40, "ignore_eos": True, "logit_bias": dict.fromkeys(never, 100.0)}
-    banned = offline._run(prompts, [eager] * 4)
-    assert not never & {token for c in banned for token in c.token_ids}
+    banned = offline.vllm.ask(prompts, [eager] * 4)
+    assert not never & {token for output in banned for token in output.outputs[0].token_ids}
     offline.vllm.never, kept = [], offline.vllm.never
-    free = offline._run(prompts, [eager] * 4)
+    free = offline.vllm.ask(prompts, [eager] * 4)
     offline.vllm.never = kept
-    assert {token for c in free for token in c.token_ids} <= never
+    assert {token for output in free for token in output.outputs[0].token_ids} <= never
 
 
 @pytest.mark.vllm
