@@ -36,6 +36,8 @@ fingerprint() { # FOLDER COMMAND...: the command, and the checksums of what it r
         for file in "$argument" "$argument"/{corpus.json,seed.json,adapter_model.safetensors,predictions.jsonl}; do
             case "$file" in
                 *.yaml) [ ! -f "$file" ] || echo "$(sed 's/ *#.*//; /^$/d' "$file" | cksum) $file" ;; # comments may change
+                # What was prepared, not from which copy: files that were moved or touched make the same clips.
+                */corpus.json) [ ! -f "$file" ] || echo "$(grep -o '"clips_sha256": "[^"]*"' "$file") $file" ;;
                 *) [ ! -f "$file" ] || cksum "$file" ;;
             esac
         done

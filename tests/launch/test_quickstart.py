@@ -91,15 +91,25 @@ def test_an_interrupted_run_goes_on_at_the_stage_that_failed(clone: Clone):
     assert names(calls) == ["prepare", "seed", "grpo", "evaluate", "evaluate", "evaluate", "score"]
 
 
-@pytest.mark.parametrize("changed", ["launch/configs/sft.yaml", "data/studio/corpus.json"])
-def test_a_run_of_other_inputs_is_not_passed_off_as_this_one(clone: Clone, changed: str):
+@pytest.mark.parametrize(
+    ("changed", "to"), [("launch/configs/sft.yaml", "seed: 8"), ("data/studio/corpus.json", ' "clips_sha256": "f00"')]
+)
+def test_a_run_of_other_inputs_is_not_passed_off_as_this_one(clone: Clone, changed: str, to: str):
     clone.quickstart()
     with (clone.home / changed).open("a") as file:
-        file.write("seed: 8\n")
+        file.write(f"{to}\n")
     done, _ = clone.quickstart()
     assert done.returncode == 2
     assert "runs/studio/fold0/sft was made by another" in done.stderr
     assert clone.quickstart("--name", "other")[0].returncode == 0
+
+
+def test_the_same_clips_from_files_that_were_touched_change_nothing(clone: Clone):
+    clone.quickstart()
+    (clone.home / "data/studio/corpus.json").write_text(' "root": "elsewhere",\n "audio listing": "other times"\n')
+    done, calls = clone.quickstart()
+    assert done.returncode == 0, done.stderr
+    assert names(calls) == ["prepare", "seed"]
 
 
 def test_a_comment_in_a_config_changes_nothing(clone: Clone):
