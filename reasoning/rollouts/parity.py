@@ -264,7 +264,10 @@ def hearing_part(ours: Sequence[Logps], theirs: Sequence[Logps], limits: Limits,
     if agree and worth[0] < LEAST_HEARD:
         # Nothing was taught yet where nothing was trained; after training, both sides being deaf is no agreement.
         passed = False if trained else None
-        cure = "train the adapter to hear first (`equivox sft`), or look whether its projector was loaded"
+        cure = (
+            "train the adapter to hear first (`equivox sft`), look whether its projector was loaded, or give it clips "
+            "whose votes differ (a small --limit may leave none)"
+        )
     return Part("what the audio is worth", passed, said, limit, figures, cure)
 
 
