@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -277,10 +275,9 @@ def test_a_right_answer_with_any_part_replaced_gives_a_reading(data):
     ],
     ids=lambda text: text[:30].strip() or "spaces",
 )
-def test_a_hundred_thousand_adversarial_characters_are_read_in_less_than_a_second(text):
-    start = time.perf_counter()
+@pytest.mark.timeout(60)  # seconds: hundreds of times what it takes, a fraction of what its square would
+def test_a_hundred_thousand_adversarial_characters_do_not_hang_the_reader(text):
     assert_total(text)
-    assert time.perf_counter() - start < 1
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
