@@ -89,7 +89,7 @@ def _transformers(args: argparse.Namespace, emotions: EmotionSet, batch_size: in
 
     loaded = load_model(args.model, args.adapter, dtype=getattr(torch, args.dtype), device=best_device())
     if isinstance(loaded.model, PeftModel) and args.dtype == "float32":
-        # Saves two small products a layer and token: a quarter of the time on a CPU. bfloat16 would round the weights.
+        # Saves two small products a layer and token. bfloat16 would round the weights.
         loaded.model.merge_adapter()
     engine = TransformersEngine(loaded, emotions, batch_size=batch_size)
     return Opened(

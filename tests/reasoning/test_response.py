@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -275,9 +277,10 @@ def test_a_right_answer_with_any_part_replaced_gives_a_reading(data):
     ],
     ids=lambda text: text[:30].strip() or "spaces",
 )
-@pytest.mark.timeout(60)  # seconds: hundreds of times what it takes, a fraction of what its square would
-def test_a_hundred_thousand_adversarial_characters_do_not_hang_the_reader(text):
+def test_a_hundred_thousand_adversarial_characters_are_read_in_less_than_a_second(text):
+    start = time.process_time()  # the processor's: a machine that stalls is not the reader's doing
     assert_total(text)
+    assert time.process_time() - start < 1
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
