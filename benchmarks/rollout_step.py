@@ -84,7 +84,7 @@ def step_of(loaded: Loaded, prompter: Prompter, clips: Sequence[Clip], root: Pat
     for clip in clips:
         shares = [v / clip.n_votes for v in clip.votes]
         for g in range(samples):
-            text = write_response(shares, names[g % len(names)], prompter.emotions, digits=1)
+            text = write_response(shares, names[g % len(names)], prompter.emotions, parts=10)
             answers.append([*prompter.encode(text), prompter.eos_id])
     longest = max(map(len, answers))
     ids = torch.tensor([a + [prompter.pad_id] * (longest - len(a)) for a in answers], device=loaded.base.device)

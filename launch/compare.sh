@@ -44,7 +44,7 @@ main() {
         pairs
         train think+dpo dpo --level think --adapter "$run/think" --pairs "$run/pairs/pairs.parquet"
         train think+grpo grpo "${reinforce[@]}"
-        train think+grpo+gold grpo "${reinforce[@]}" --gold_traces "$traces" --share_digits 1
+        train think+grpo+gold grpo "${reinforce[@]}" --gold_traces "$traces" --share_parts 4
         train think+grpo+kl grpo "${reinforce[@]}" --kl_weight 0.2
         ablate
         swap_traces
@@ -83,7 +83,7 @@ evaluate() { # SYSTEM READOUTS OPTIONS...: the fold's held-out speakers, heard b
 pairs() {
     stage "Seed $seed: pairs of answers" "$run/pairs" \
         equivox prepare preferences --data "$data" --fold "$fold" --model "$model" --adapter "$run/think" \
-        --speakers 0.7:1 --level think --kinds own contrast grounding --traces "$traces" --share-digits 1 \
+        --speakers 0.7:1 --level think --kinds own contrast grounding --traces "$traces" --share-parts 4 \
         --max-new-tokens 320 --seed "$seed" ${few[@]+"${few[@]}"} --out "$run/pairs/pairs.parquet"
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 from launch.cli import run
 from launch.rollouts import RolloutArguments, check_vllm, open_rollouts
 from reasoning.errors import ConfigError
+from reasoning.response import check_share_parts
 
 
 @dataclass
@@ -41,13 +42,12 @@ class RewardArguments:
         default=None,
         metadata={"help": "File of `equivox prepare cot`: at level think, one verified trace joins each clip's group."},
     )
-    share_digits: int = field(
-        default=2, metadata={"help": "Digits of the shares after such a trace, 1 or 2, as SFT wrote them."}
+    share_parts: int = field(
+        default=100, metadata={"help": "Shares after such a trace are multiples of 1 / this, as SFT wrote them."}
     )
 
     def __post_init__(self) -> None:
-        if self.share_digits not in (1, 2):
-            raise ConfigError(f"is {self.share_digits}, expected 1 or 2", field="share_digits")
+        check_share_parts(self.share_parts)
         if not self.rewards:
             raise ConfigError("is empty", field="rewards", cure="name at least one function")
         if self.kl_weight < 0:
@@ -113,7 +113,7 @@ def train(data: Any, model: Any, reward: RewardArguments, rollout: RolloutArgume
     rollouts = open_rollouts(loaded, rollout, args)
     trainer_class, extra = AudioGRPOTrainer, {}
     if gold is not None:
-        trainer_class, extra = GoldGRPOTrainer, {"gold": gold, "share_digits": reward.share_digits}
+        trainer_class, extra = GoldGRPOTrainer, {"gold": gold, "share_parts": reward.share_parts}
     try:
         trainer = trainer_class(
             loaded,

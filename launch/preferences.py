@@ -63,7 +63,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--contradictions", type=int, default=2, help="false claims of a rejected Voice line, least (default: 2)"
     )
     p.add_argument(
-        "--share-digits", type=int, choices=(1, 2), default=2, help="digits of written shares, as in SFT (default: 2)"
+        "--share-parts", type=int, default=100, help="written shares are multiples of 1 / N, as in SFT (default: 100)"
     )
     p.add_argument(
         "--balance", type=float, default=0.5, help="tokens that chosen may exceed rejected by (default: %(default)s)"
@@ -157,7 +157,7 @@ def build(args: argparse.Namespace, corpus: Corpus, clips: Sequence[Clip]) -> tu
     def tokens(text: str) -> int:
         return len(loaded.tokenizer.encode(text, add_special_tokens=False)) + 1
 
-    written = {"seed": args.seed, "share_digits": args.share_digits}
+    written = {"seed": args.seed, "share_parts": args.share_parts}
     stages = []
     if "own" in args.kinds:
         answers = sampled(args, corpus, clips, loaded, policy)

@@ -7,7 +7,7 @@
 #
 #   --fold F       this fold only (default 0)        --folds N   folds 0 to N-1
 #   --name NAME    the run's folder is runs/NAME (default: the corpus's name)
-#   --readouts R   what SFT and GRPO are asked (default label,verbalized; guided_mean asks for eight answers a clip)
+#   --readouts R   what the last two are asked (default label,verbalized; guided_mean asks for eight answers a clip)
 #   --readme       write the results table into README.md
 #
 # What is finished is kept: run it again after an interruption and it goes on where it stopped.
@@ -36,13 +36,19 @@ main() {
         stage "Fold $fold, SFT: answers, and the KL to the votes" "$run/sft" \
             equivox sft --config launch/configs/sft.yaml --model_name_or_path "$model" --data "$data" --fold "$fold" \
             --output_dir "$run/sft" ${sft[@]+"${sft[@]}"}
+        # A pass over the clips in which the Shares are what the label readout says by now: docs/train.md, "Own shares".
+        stage "Fold $fold, SFT of own shares: Shares as the label readout has them" "$run/own" \
+            equivox sft --config launch/configs/sft.yaml --model_name_or_path "$model" --data "$data" --fold "$fold" \
+            --adapter "$run/sft" --share_target readout --train_projector false --num_train_epochs 1 \
+            --learning_rate 2e-4 --warmup_steps 5 --output_dir "$run/own"
         stage "Fold $fold, GRPO: sampled answers rewarded for closeness to the votes" "$run/grpo" \
             equivox grpo --config launch/configs/grpo.yaml --model_name_or_path "$model" --data "$data" --fold "$fold" \
-            --adapter "$run/sft" --output_dir "$run/grpo" ${grpo[@]+"${grpo[@]}"}
+            --adapter "$run/own" --output_dir "$run/grpo" ${grpo[@]+"${grpo[@]}"}
         # The linear probe hears the same frozen encoder in every system, so one evaluation runs it.
         # Untrained, the model writes no answers: only its label readout is worth the wait.
         evaluate base --no-probe --controls none --readouts label
-        evaluate sft --adapter "$run/sft" --no-probe --readouts "$readouts"
+        evaluate sft --adapter "$run/sft" --no-probe --controls none --readouts label,verbalized
+        evaluate sft+own --adapter "$run/own" --no-probe --readouts "$readouts"
         evaluate grpo --adapter "$run/grpo" --readouts "$readouts"
     done
 

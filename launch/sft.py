@@ -12,6 +12,9 @@ from typing import Any
 
 from launch.cli import run
 from reasoning.errors import ConfigError
+from reasoning.response import check_share_parts
+
+SHARE_TARGETS = ("votes", "readout")
 
 
 @dataclass
@@ -30,9 +33,17 @@ class AmbiguityArguments:
         },
     )
 
-    share_digits: int = field(
-        default=2,
-        metadata={"help": "Digits that written shares are rounded to, 1 or 2. One is easier to keep to a sum of 1."},
+    share_target: str = field(
+        default="votes",
+        metadata={
+            "help": "What the written Shares say: votes, the clip's own, or readout, what the label readout of "
+            "--adapter says of the clip (self-distillation)."
+        },
+    )
+
+    share_parts: int = field(
+        default=100,
+        metadata={"help": "Written shares are multiples of 1 / this: 100, 20, 10, 5. Few are easier to add up to 1."},
     )
 
     traces: str | None = field(
@@ -48,11 +59,10 @@ class AmbiguityArguments:
             raise ConfigError(f"is {self.trace_weight}, expected 0 or more", field="trace_weight")
         from reasoning.training.objective import VOTE_TARGETS
 
-        if self.vote_target not in VOTE_TARGETS:
-            what = f"is {self.vote_target!r}, expected one of {', '.join(VOTE_TARGETS)}"
-            raise ConfigError(what, field="vote_target")
-        if self.share_digits not in (1, 2):
-            raise ConfigError(f"is {self.share_digits}, expected 1 or 2", field="share_digits")
+        for name, known in (("vote_target", VOTE_TARGETS), ("share_target", SHARE_TARGETS)):
+            if (value := getattr(self, name)) not in known:
+                raise ConfigError(f"is {value!r}, expected one of {', '.join(known)}", field=name)
+        check_share_parts(self.share_parts)
         if self.kl_weight < 0:
             raise ConfigError(f"is {self.kl_weight}, expected 0 or more", field="kl_weight")
 
@@ -70,7 +80,14 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
     """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
     from datasets import Dataset
 
-    from launch.training import load_for_training, open_run, training_rows, with_thinking
+    from launch.training import (
+        check_own_shares,
+        load_for_training,
+        open_run,
+        training_rows,
+        with_own_shares,
+        with_thinking,
+    )
     from reasoning.models.prompter import Prompter
     from reasoning.training.collate import AnswerCollator
     from reasoning.training.run_folder import RunRecorder, run_to_end
@@ -79,15 +96,21 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
     folder = Path(args.output_dir)
     corpus, rows = training_rows(data)
     rows = with_thinking(rows, corpus, data.level, ambiguity.traces)
+    own_shares = ambiguity.share_target == "readout"
+    if own_shares:
+        check_own_shares(model.adapter)
     if not open_run(args, data, model, ambiguity):
         return
     loaded = load_for_training(model, args)
+    memory = loaded.memory(data.memory_gib)
+    if own_shares:
+        rows = with_own_shares(rows, loaded, memory, corpus.info.emotions, data.level, args)
     collator = AnswerCollator(
         Prompter(loaded, corpus.info.emotions),
-        loaded.memory(data.memory_gib),
+        memory,
         level=data.level,
         seed=args.seed,
-        share_digits=ambiguity.share_digits,
+        share_parts=ambiguity.share_parts,
         vote_target=ambiguity.vote_target,
         max_length=args.max_length,
     )

@@ -7,10 +7,7 @@ would break it probability zero and leaves the others in their proportions. What
 from __future__ import annotations
 
 from reasoning.emotions import EmotionSet
-from reasoning.response import ANSWER_CLOSE, ANSWER_PREFIX, THINK_CLOSE, THINK_OPEN, written_share
-
-WHOLE = 100
-"""Shares are written in hundredths, as `write_response` prints them."""
+from reasoning.response import ANSWER_CLOSE, ANSWER_PREFIX, THINK_CLOSE, THINK_OPEN, WHOLE, written_share
 
 
 def answer_grammar(emotions: EmotionSet, level: str) -> str:

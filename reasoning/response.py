@@ -24,6 +24,9 @@ ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 ANSWER_PREFIX = "<answer>Vote:"
 """What stands before the label readout; labels follow with a leading space."""
 
+WHOLE = 100
+"""Shares are printed in hundredths."""
+
 SUM_TOLERANCE = 0.02
 _SHARE = re.compile(r"([a-z]+) (-?\d+(?:\.\d+)?)", re.ASCII)
 _ANSWER = re.compile(r"Vote: ([^\r\n]*)\nShares: ([^\r\n]*)")
@@ -61,18 +64,24 @@ class Reading:
     problems: tuple[str, ...]
 
 
-def round_shares(probabilities: Sequence[float], digits: int = 2) -> tuple[int, ...]:
-    """Whole hundredths (for digits=2) that sum to exactly 10**digits, by largest remainder; ties go to the earlier.
+def check_share_parts(parts: int) -> None:
+    """Raise ConfigError unless shares in so many parts of the whole can be printed with two decimals."""
+    if parts < 2 or WHOLE % parts:
+        known = ", ".join(str(n) for n in range(2, WHOLE + 1) if WHOLE % n == 0)
+        raise ConfigError(f"is {parts}, expected one of {known}", field="share_parts")
+
+
+def round_shares(probabilities: Sequence[float], parts: int = WHOLE) -> tuple[int, ...]:
+    """How many of so many parts each share is, by largest remainder, `parts` in all; ties go to the earlier.
 
     Raises DistributionError when `probabilities` is not a distribution.
     """
-    whole = 10**digits
-    scaled = [float(p) * whole for p in floor_shares([list(probabilities)], 0.0)[0]]
-    parts = [int(s) for s in scaled]  # 0.29 * 100 = 28.999999999999996 gets its hundredth back as the largest remainder
-    order = sorted(range(len(scaled)), key=lambda i: (-(scaled[i] - parts[i]), i))
-    for i in order[: whole - sum(parts)]:
-        parts[i] += 1
-    return tuple(parts)
+    scaled = [float(p) * parts for p in floor_shares([list(probabilities)], 0.0)[0]]
+    whole = [int(s) for s in scaled]  # 0.29 * 100 = 28.999999999999996 gets its hundredth back as the largest remainder
+    order = sorted(range(len(scaled)), key=lambda i: (-(scaled[i] - whole[i]), i))
+    for i in order[: parts - sum(whole)]:
+        whole[i] += 1
+    return tuple(whole)
 
 
 def written_share(hundredths: int) -> str:
@@ -81,16 +90,16 @@ def written_share(hundredths: int) -> str:
 
 
 def write_response(
-    probabilities: Sequence[float], vote: str, emotions: EmotionSet, thinking: str | None = None, digits: int = 2
+    probabilities: Sequence[float], vote: str, emotions: EmotionSet, thinking: str | None = None, parts: int = WHOLE
 ) -> str:
     """The response text for a distribution (K,), one vote, and optional thinking. `read_response` reads it back.
 
-    Shares are rounded to `digits` decimals (1 or 2) that sum to 1, and always printed with two. Raises ConfigError
-    when `vote` is not an emotion's name or `thinking` holds a tag of the grammar.
+    Shares are rounded to multiples of 1 / parts that sum to 1 (`check_share_parts`), and printed with two decimals.
+    Raises ConfigError when `vote` is not an emotion's name or `thinking` holds a tag of the grammar.
     """
     if vote not in emotions.names or len(probabilities) != len(emotions):
         raise ConfigError(f"vote {vote!r} with {len(probabilities)} shares does not fit {emotions.names}", field="vote")
-    hundredths = [part * 10 ** (2 - digits) for part in round_shares(probabilities, digits)]
+    hundredths = [part * (WHOLE // parts) for part in round_shares(probabilities, parts)]
     shares = ", ".join(f"{n} {written_share(h)}" for n, h in zip(emotions.names, hundredths, strict=True))
     answer = f"{ANSWER_PREFIX} {vote}\nShares: {shares}{ANSWER_CLOSE}"
     if thinking is None:

@@ -305,7 +305,7 @@ def teach(
     prompter = Prompter(loaded, corpus.info.emotions)
     add_answer_head(loaded.base, prompter.labels)
     level = "think" if thinking else "no_think"
-    collator = AnswerCollator(prompter, loaded.memory(), level=level, seed=0, share_digits=1)
+    collator = AnswerCollator(prompter, loaded.memory(), level=level, seed=0, share_parts=10)
     rows = [
         {
             "id": c.id, "audio": str(corpus.root / c.audio), "transcript": c.transcript, "votes": c.votes,

@@ -1,6 +1,7 @@
 """From clip rows to SFT batches: the prompt, its audio, the response with its labels, and the vote slot.
 
-Rows are dicts with `id`, `audio` (absolute path), `transcript` and `votes`.
+Rows are dicts with `id`, `audio` (absolute path), `transcript` and `votes`; a row may bring the `thinking` to write
+before its answer, and the `shares` to write where they are not its votes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from reasoning.emotions import EmotionSet
 from reasoning.errors import RowError
 from reasoning.models.memory import AudioMemory, Heard, batch_heard
 from reasoning.models.prompter import Prompter
-from reasoning.response import write_response
+from reasoning.response import WHOLE, write_response
 from reasoning.training.objective import IGNORE
 
 Row = Mapping[str, Any]
@@ -48,12 +49,12 @@ class AnswerCollator:
         *,
         level: str,
         seed: int,
-        share_digits: int = 2,
+        share_parts: int = WHOLE,
         vote_target: str = "any_label",
         max_length: int | None = None,
     ) -> None:
         self.prompter, self.memory, self.level, self.seed = prompter, memory, level, seed
-        self.share_digits, self.vote_target, self.max_length = share_digits, vote_target, max_length
+        self.share_parts, self.vote_target, self.max_length = share_parts, vote_target, max_length
         self.epoch = 0
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -76,8 +77,8 @@ class AnswerCollator:
         prompter = self.prompter
         prompt = prompter.prompt_ids(row["transcript"], heard, self.level)
         vote = drawn_vote(row, prompter.emotions, self.seed, self.epoch)
-        shares = normalize_votes(row["votes"])[0].tolist()
-        text = write_response(shares, vote, prompter.emotions, row.get("thinking"), self.share_digits)
+        shares = row.get("shares") or normalize_votes(row["votes"])[0].tolist()
+        text = write_response(shares, vote, prompter.emotions, row.get("thinking"), self.share_parts)
         response = [*prompter.encode(text), prompter.eos_id]
         slot = prompter.slot_of(response)
         if slot is None:

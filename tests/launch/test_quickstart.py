@@ -51,10 +51,11 @@ def names(calls: list[str]) -> list[str]:
 def test_the_stages_run_in_order_and_the_end_names_the_report(clone: Clone):
     done, calls = clone.quickstart()
     assert done.returncode == 0, done.stderr
-    assert names(calls) == ["prepare", "seed", "sft", "grpo", "evaluate", "evaluate", "evaluate", "score"]
+    assert names(calls) == ["prepare", "seed", "sft", "sft", "grpo", *["evaluate"] * 4, "score"]
     assert calls[0] == "prepare studio --out data/studio"
-    assert "--adapter runs/studio/fold0/sft --output_dir runs/studio/fold0/grpo" in calls[3]
-    assert [call.split("--name ")[1].split()[0] for call in calls[4:7]] == ["base", "sft", "grpo"]
+    assert "--adapter runs/studio/fold0/sft --share_target readout" in calls[3]
+    assert "--adapter runs/studio/fold0/own --output_dir runs/studio/fold0/grpo" in calls[4]
+    assert [call.split("--name ")[1].split()[0] for call in calls[5:9]] == ["base", "sft", "sft+own", "grpo"]
     assert f"{clone.home}/runs/studio/report/report.html" in done.stdout
     assert "simulated raters" in done.stdout
 
@@ -71,7 +72,7 @@ def test_the_options_are_the_ones_that_evaluate_and_score_take(clone: Clone):
 
     _, calls = clone.quickstart()
     asked = [parser().parse_args(call.split()[1:]) for call in calls if call.startswith("evaluate ")]
-    assert [options.name for options in asked] == ["base", "sft", "grpo"]
+    assert [options.name for options in asked] == ["base", "sft", "sft+own", "grpo"]
 
 
 def test_a_second_run_keeps_what_is_finished(clone: Clone):
@@ -79,16 +80,16 @@ def test_a_second_run_keeps_what_is_finished(clone: Clone):
     done, calls = clone.quickstart()
     assert done.returncode == 0
     assert names(calls) == ["prepare", "seed"], "these two look for themselves what there is to reuse"
-    assert done.stdout.count("kept: ") == 6
+    assert done.stdout.count("kept: ") == 8
 
 
 def test_an_interrupted_run_goes_on_at_the_stage_that_failed(clone: Clone):
     done, calls = clone.quickstart(fails="grpo --config")
     assert done.returncode == 2
-    assert names(calls) == ["prepare", "seed", "sft", "grpo"]
+    assert names(calls) == ["prepare", "seed", "sft", "sft", "grpo"]
     done, calls = clone.quickstart()
     assert done.returncode == 0
-    assert names(calls) == ["prepare", "seed", "grpo", "evaluate", "evaluate", "evaluate", "score"]
+    assert names(calls) == ["prepare", "seed", "grpo", *["evaluate"] * 4, "score"]
 
 
 @pytest.mark.parametrize(
@@ -143,8 +144,8 @@ def test_folds_are_run_one_after_the_other_and_pooled(clone: Clone, tmp_path: Pa
     done, calls = clone.quickstart("--corpus", "crema_d", "--root", "CREMA D", "--folds", "2", cwd=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert calls[0] == f"prepare crema_d --root {tmp_path}/CREMA D --out data/crema_d"
-    assert [call.split("--fold ")[1][0] for call in calls if call.startswith("sft")] == ["0", "1"]
-    assert calls[-1].count("/eval_") == 6
+    assert [call.split("--fold ")[1][0] for call in calls if call.startswith("grpo")] == ["0", "1"]
+    assert calls[-1].count("/eval_") == 8
     assert "--markdown" not in calls[-1]
 
 

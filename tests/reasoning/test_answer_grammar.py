@@ -34,12 +34,12 @@ def accepts(text: str, emotions: EmotionSet = CREMA_D, level: str = "no_think") 
 
 @pytest.mark.parametrize("emotions", [CREMA_D, TWO], ids=["six", "two"])
 @pytest.mark.parametrize("level", LEVELS)
-@given(seed=st.integers(0, 2**32 - 1), digits=st.sampled_from([1, 2]), sharpness=st.floats(0.05, 5))
-def test_everything_that_the_writer_writes_is_accepted(emotions, level, seed, digits, sharpness):
+@given(seed=st.integers(0, 2**32 - 1), parts=st.sampled_from([5, 10, 100]), sharpness=st.floats(0.05, 5))
+def test_everything_that_the_writer_writes_is_accepted(emotions, level, seed, parts, sharpness):
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet(np.full(len(emotions), sharpness))
     thinking = THINKING if level == "think" else None
-    text = write_response(shares.tolist(), str(rng.choice(emotions.names)), emotions, thinking, digits)
+    text = write_response(shares.tolist(), str(rng.choice(emotions.names)), emotions, thinking, parts)
     assert accepts(text, emotions, level)
 
 

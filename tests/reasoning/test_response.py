@@ -16,6 +16,7 @@ from reasoning.response import (
     PROBLEMS,
     SUM_TOLERANCE,
     Reading,
+    check_share_parts,
     read_response,
     round_shares,
     write_response,
@@ -305,11 +306,24 @@ def test_another_emotion_set_is_written_and_read_in_its_own_order():
     assert read_response(text, emotions).probabilities == (0.25, 0.75)
 
 
-@given(distribution(), st.integers(1, 4))
-def test_rounded_shares_sum_exactly_and_each_is_less_than_one_step_away(p, digits):
-    parts = round_shares(p, digits)
-    assert sum(parts) == 10**digits
-    assert all(abs(part - share * 10**digits) < 1 + 1e-6 for part, share in zip(parts, p, strict=True))
+@given(distribution(), st.sampled_from([2, 5, 10, 20, 100, 10_000]))
+def test_rounded_shares_sum_exactly_and_each_is_less_than_one_step_away(p, parts):
+    whole = round_shares(p, parts)
+    assert sum(whole) == parts
+    assert all(abs(w - share * parts) < 1 + 1e-6 for w, share in zip(whole, p, strict=True))
+
+
+@given(distribution(), st.sampled_from([2, 4, 5, 10, 20, 25, 50, 100]))
+def test_shares_in_parts_of_the_whole_are_written_as_hundredths_that_read_back(p, parts):
+    check_share_parts(parts)
+    read = read_response(write_response(p, "sad", CREMA_D, parts=parts), CREMA_D).probabilities
+    assert read == pytest.approx([w / parts for w in round_shares(p, parts)])
+
+
+@pytest.mark.parametrize("parts", [-5, 0, 1, 3, 7, 101, 200])
+def test_parts_that_two_decimals_cannot_print_are_refused(parts):
+    with pytest.raises(ConfigError, match=f"share_parts: is {parts}, expected one of 2, 4, 5, 10, 20, 25, 50, 100"):
+        check_share_parts(parts)
 
 
 @given(st.lists(st.integers(0, 100), min_size=5, max_size=5))

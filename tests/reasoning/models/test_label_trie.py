@@ -205,7 +205,7 @@ def test_the_readout_of_labels_that_share_a_token_is_trained_hears_and_fails_whe
     loaded = load_model(folder)
     prompter, memory = Prompter(loaded, SHARED), loaded.memory()
     add_answer_head(loaded.base, prompter.labels)
-    collator = AnswerCollator(prompter, memory, level="no_think", seed=0, share_digits=1)
+    collator = AnswerCollator(prompter, memory, level="no_think", seed=0, share_parts=10)
     rows = [
         {"id": c.id, "audio": str(corpus.root / c.audio), "transcript": c.transcript, "votes": c.votes}
         for c in clips["train"]

@@ -79,9 +79,22 @@ def test_a_row_that_does_not_fit_is_refused_never_truncated(ready):
 
 def test_shares_of_one_digit_are_tenths_that_sum_to_one(ready):
     prompter, memory, rows = ready
-    batch = AnswerCollator(prompter, memory, level="no_think", seed=0, share_digits=1)(rows)
+    batch = AnswerCollator(prompter, memory, level="no_think", seed=0, share_parts=10)(rows)
     for ids, slot in zip(batch["input_ids"], batch["slots"], strict=True):
         text = prompter.tokenizer.decode(ids[int(slot) - len(prompter.answer_prefix_ids) :], skip_special_tokens=True)
         shares = read_response(text, prompter.emotions).probabilities
         assert shares is not None
         assert all(round(s * 10, 6).is_integer() for s in shares)
+
+
+def test_shares_that_a_row_brings_are_written_in_place_of_its_votes_which_stay_the_truth_of_the_kl(ready):
+    prompter, memory, rows = ready
+    given = [{**row, "shares": [0.0, 0.26, 0.0, 0.0, 0.5, 0.24]} for row in rows]
+    own, votes = (AnswerCollator(prompter, memory, level="no_think", seed=3, share_parts=10)(r) for r in (given, rows))
+    assert torch.equal(own["votes"], votes["votes"])
+    assert torch.equal(own["slots"], votes["slots"])
+    for row, ids, slot in zip(rows, own["input_ids"], own["slots"], strict=True):
+        text = prompter.tokenizer.decode(ids[int(slot) - len(prompter.answer_prefix_ids) :], skip_special_tokens=True)
+        reading = read_response(text, prompter.emotions)
+        assert reading.probabilities == (0.0, 0.3, 0.0, 0.0, 0.5, 0.2)
+        assert reading.vote == drawn_vote(row, prompter.emotions, 3, 0)

@@ -39,8 +39,8 @@ def answers(clip, emotions) -> dict[str, str]:
     right = normalize_votes(clip.votes)[0].tolist()
     vote = emotions.names[clip.votes.index(max(clip.votes))]
     return {
-        "chosen": write_response(right, vote, emotions, digits=1),
-        "rejected": write_response(right[-3:] + right[:-3], vote, emotions, digits=1),
+        "chosen": write_response(right, vote, emotions, parts=10),
+        "rejected": write_response(right[-3:] + right[:-3], vote, emotions, parts=10),
     }
 
 

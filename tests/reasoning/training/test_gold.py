@@ -55,7 +55,7 @@ def make(thinking_checkpoint, tmp_path):
         } | (grpo or {}))  # fmt: skip
         prompter = Prompter(loaded, corpus.info.emotions)
         kind = AudioGRPOTrainer if gold is None else GoldGRPOTrainer
-        extra = {} if gold is None else {"gold": gold, "share_digits": 1}
+        extra = {} if gold is None else {"gold": gold, "share_parts": 10}
         trainer = kind(
             loaded, prompter, loaded.memory(), [reward], rows=rows, level="think", args=args, kl_weight=kl_weight,
             min_reward_spread=0.0, **extra,
@@ -289,7 +289,7 @@ def test_the_command_thinks_judges_the_voice_line_and_resumes_to_the_same_adapte
         options = {
             "config": HOME / "launch" / "configs" / "grpo.yaml", "model_name_or_path": thinking_checkpoint.model,
             "data": thinking_checkpoint.corpus, "output_dir": folder, "level": "think", "gold_traces": file,
-            "share_digits": 1, "max_steps": 2, "save_steps": 1, "report_to": "none", "bf16": "false", "lora_r": 2,
+            "share_parts": 10, "max_steps": 2, "save_steps": 1, "report_to": "none", "bf16": "false", "lora_r": 2,
             "num_generations": 4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
             "max_completion_length": 300, "warmup_steps": 0, "save_total_limit": 3,
         }  # fmt: skip

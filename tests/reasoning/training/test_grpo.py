@@ -234,7 +234,7 @@ def test_policy_log_probabilities_fall_by_nats_when_the_audio_is_swapped(trainer
     answers = [
         [*t._prompter.encode(write_response(
             [v / sum(r["votes"]) for v in r["votes"]], emotions.names[max(range(6), key=r["votes"].__getitem__)],
-            emotions, digits=1,
+            emotions, parts=10,
         )), t._prompter.eos_id]
         for r in rows[:4]
     ]  # fmt: skip

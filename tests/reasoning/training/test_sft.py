@@ -197,10 +197,37 @@ def test_level_think_trains_on_verified_traces_only_and_is_refused_without_any(t
     assert float(steps[1]["trace_ce"]) > 0
 
 
+def test_a_run_that_teaches_shares_from_the_adapters_own_readout_leaves_an_adapter(
+    finished, trained_checkpoint, tmp_path, capsys
+):
+    out = tmp_path / "own"
+    main(arguments(trained_checkpoint, out, adapter=finished, share_target="readout", max_steps=2))
+    assert "Shares to write: the label readout of" in capsys.readouterr().out
+    before, after = weights(finished), weights(out)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_shares_cannot_be_taught_from_a_readout_that_nothing_has_trained_or_that_is_in_pieces(
+    finished, trained_checkpoint, tmp_path, monkeypatch
+):
+    own = dict(share_target="readout")
+    with pytest.raises(ConfigError, match=r"share_target: is readout, which an untrained model has none of.*--adapter"):
+        main(arguments(trained_checkpoint, tmp_path / "none", **own))
+    monkeypatch.setattr("launch.training.is_fsdp_enabled", lambda: True)
+    with pytest.raises(ConfigError, match=r"share_target: .*FSDP and ZeRO-3.*ddp\.yaml"):
+        main(arguments(trained_checkpoint, tmp_path / "none", adapter=finished, **own))
+    with pytest.raises(ConfigError, match=r"share_target: is 'mean', expected one of votes, readout"):
+        main(arguments(trained_checkpoint, tmp_path / "none", share_target="mean"))
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.distributed
-def test_two_ranks_give_the_one_process_result(trained_checkpoint, tmp_path):
+@pytest.mark.parametrize("share_target", ["votes", "readout"])
+def test_two_ranks_give_the_one_process_result(finished, trained_checkpoint, tmp_path, share_target):
     """Half the batch on each of two CPU ranks: the same clips, the same loss, the same adapter within rounding."""
-    common = dict(max_steps=2, save_strategy="no", lora_r=2)
+    common = dict(max_steps=2, save_strategy="no", lora_r=2, share_target=share_target)
+    common |= {"adapter": finished} if share_target == "readout" else {}
     one, two = tmp_path / "one", tmp_path / "two"
     main(arguments(trained_checkpoint, one, **common, per_device_train_batch_size=8))
     repository = Path(__file__).parents[3]

@@ -1,7 +1,7 @@
-"""python benchmarks/share_digits.py --data data/crema_d
+"""python benchmarks/share_parts.py --data data/crema_d
 
-What does writing shares with one decimal or two cost? The mean jsd_bits and nll_bits between a corpus's votes and their
-own rounded shares, over all its clips. Writes benchmarks/results/share_digits.json and the table of docs/train.md.
+What does it cost to write shares in few parts, say quarters? The mean jsd_bits and nll_bits between a corpus's votes
+and their own rounded shares, over all its clips. Writes benchmarks/results/share_parts.json and docs/train.md's table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from reasoning.files import replace_section, write_atomic
 from reasoning.response import round_shares
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT, RESULTS = ROOT / "docs" / "train.md", ROOT / "benchmarks" / "results" / "share_digits.json"
+DOCUMENT, RESULTS = ROOT / "docs" / "train.md", ROOT / "benchmarks" / "results" / "share_parts.json"
 
 
 def main() -> None:
@@ -28,17 +28,17 @@ def main() -> None:
     votes = [clip.votes for clip in corpus.clips]
     shares = normalize_votes(votes)
     results = []
-    for digits in (1, 2):
-        written = np.array([round_shares(p.tolist(), digits) for p in shares]) / 10**digits
+    for parts in (4, 5, 10, 20, 100):
+        written = np.array([round_shares(p.tolist(), parts) for p in shares]) / parts
         lost = nll_bits(votes, written) - entropy_bits(shares)
-        results.append({"digits": digits, "jsd_bits": jsd_bits(shares, written).mean(), "nll_bits_lost": lost.mean()})
+        results.append({"parts": parts, "jsd_bits": jsd_bits(shares, written).mean(), "nll_bits_lost": lost.mean()})
     record = {"corpus": corpus.info.name, "clips": len(votes), "fingerprint": corpus.fingerprint, "results": results}
     write_atomic(RESULTS, json.dumps(record, indent=1) + "\n")
-    rows = [f"| {r['digits']} | {r['jsd_bits']:.5f} | {r['nll_bits_lost']:.4f} |" for r in results]
+    rows = [f"| {r['parts']} | {r['jsd_bits']:.5f} | {r['nll_bits_lost']:.4f} |" for r in results]
     counted = f"{corpus.info.name}, {len(votes)} clips"
-    head = f"| decimals ({counted}) | jsd_bits | nll_bits above the votes' own (flooring included) |"
+    head = f"| parts of the whole ({counted}) | jsd_bits | nll_bits above the votes' own (flooring included) |"
     table = "\n".join([head, "|---|---|---|", *rows, ""])
-    replace_section(DOCUMENT, "share digits", table)
+    replace_section(DOCUMENT, "share parts", table)
     print(table)
 
 
