@@ -1,4 +1,4 @@
-"""python benchmarks/grpo_settings.py --adapter runs/crema_d/fold0/sft --set scale_rewards=none scale_rewards=group
+"""python benchmarks/grpo_settings.py --adapter runs/crema_d/fold0/own --set scale_rewards=none scale_rewards=group
 
 What does one setting of GRPO do? Trains launch/configs/grpo.yaml from the same SFT adapter once with each value, all
 else equal: the same clips in the same order, the same seed. No clip comes twice, so the rewards of the last steps are

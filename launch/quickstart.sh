@@ -44,11 +44,11 @@ main() {
         stage "Fold $fold, GRPO: sampled answers rewarded for closeness to the votes" "$run/grpo" \
             equivox grpo --config launch/configs/grpo.yaml --model_name_or_path "$model" --data "$data" --fold "$fold" \
             --adapter "$run/own" --output_dir "$run/grpo" ${grpo[@]+"${grpo[@]}"}
-        # The linear probe hears the same frozen encoder in every system, so one evaluation runs it.
+        # The linear probe hears the same frozen encoder in every system, so one evaluation runs it, and the controls.
         # Untrained, the model writes no answers: only its label readout is worth the wait.
         evaluate base --no-probe --controls none --readouts label
         evaluate sft --adapter "$run/sft" --no-probe --controls none --readouts label,verbalized
-        evaluate sft+own --adapter "$run/own" --no-probe --readouts "$readouts"
+        evaluate sft+own --adapter "$run/own" --no-probe --controls none --readouts "$readouts"
         evaluate grpo --adapter "$run/grpo" --readouts "$readouts"
     done
 
