@@ -52,6 +52,18 @@ def finished(trained_checkpoint, tmp_path_factory):
     return out
 
 
+OWN_SHARES = {"share_target": "readout", "share_parts": 100}
+"""In quarters, what this checkpoint's readout says is what the votes say."""
+
+
+@pytest.fixture(scope="module")
+def taught(finished, trained_checkpoint, tmp_path_factory):
+    """A run that goes on from `finished` with Shares from its own label readout."""
+    out = tmp_path_factory.mktemp("own") / "run"
+    main(arguments(trained_checkpoint, out, **OWN_SHARES, adapter=finished))
+    return out
+
+
 def test_a_run_leaves_config_environment_metrics_with_both_terms_and_an_adapter_of_its_base(
     finished, trained_checkpoint
 ):
@@ -107,11 +119,14 @@ def test_a_run_begun_before_an_option_existed_counts_as_one_with_its_default(
         main(arguments(trained_checkpoint, older, vote_target="drawn_vote"))
 
 
+@pytest.mark.parametrize("own_shares", [False, True])
 def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_adapter(
-    finished, trained_checkpoint, tmp_path
+    finished, taught, trained_checkpoint, tmp_path, own_shares
 ):
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "launch.sft", *arguments(trained_checkpoint, out)]
+    uninterrupted, changes = (taught, {**OWN_SHARES, "adapter": finished}) if own_shares else (finished, {})
+    options = arguments(trained_checkpoint, out, **changes)
+    command = [sys.executable, "-m", "launch.sft", *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and last_whole_checkpoint(out) is None:
             time.sleep(0.01)
@@ -119,8 +134,8 @@ def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_adapter
     if (out / "adapter_model.safetensors").exists():
         pytest.skip("the run finished before it could be killed")
     (out / "checkpoint-3").mkdir(exist_ok=True)  # what a kill in the middle of writing leaves
-    main(arguments(trained_checkpoint, out))
-    whole, resumed = weights(finished), weights(out)
+    main(options)
+    whole, resumed = weights(uninterrupted), weights(out)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -197,15 +212,14 @@ def test_level_think_trains_on_verified_traces_only_and_is_refused_without_any(t
     assert float(steps[1]["trace_ce"]) > 0
 
 
-def test_a_run_that_teaches_shares_from_the_adapters_own_readout_leaves_an_adapter(
-    finished, trained_checkpoint, tmp_path, capsys
+def test_a_run_that_teaches_own_shares_goes_on_from_the_adapter_to_another_than_votes_would_give(
+    finished, taught, trained_checkpoint, tmp_path
 ):
-    out = tmp_path / "own"
-    main(arguments(trained_checkpoint, out, adapter=finished, share_target="readout", max_steps=2))
-    assert "Shares to write: the label readout of" in capsys.readouterr().out
-    before, after = weights(finished), weights(out)
-    assert before.keys() == after.keys()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+    main(arguments(trained_checkpoint, tmp_path / "votes", share_parts=100, adapter=finished))
+    before, own, votes = weights(finished), weights(taught), weights(tmp_path / "votes")
+    assert before.keys() == own.keys() == votes.keys()
+    for other in (before, votes):
+        assert any(not torch.equal(other[name], own[name]) for name in own)
 
 
 def test_shares_cannot_be_taught_from_a_readout_that_nothing_has_trained_or_that_is_in_pieces(
