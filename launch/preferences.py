@@ -76,8 +76,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise ConfigError on values that would give no pairs or fail late."""
     from data_builders.folds import speaker_part
+    from reasoning.response import check_share_parts
 
     speaker_part(args.speakers)
+    check_share_parts(args.share_parts, "--share-parts")
     least = {"samples": 2, "pairs_per_clip": 1, "batch_size": 1, "limit": 0, "contradictions": 1}
     for name, value in least.items():
         if getattr(args, name) < value:

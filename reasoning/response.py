@@ -64,11 +64,11 @@ class Reading:
     problems: tuple[str, ...]
 
 
-def check_share_parts(parts: int) -> None:
+def check_share_parts(parts: int, field: str = "share_parts") -> None:
     """Raise ConfigError unless shares in so many parts of the whole can be printed with two decimals."""
     if parts < 2 or WHOLE % parts:
         known = ", ".join(str(n) for n in range(2, WHOLE + 1) if WHOLE % n == 0)
-        raise ConfigError(f"is {parts}, expected one of {known}", field="share_parts")
+        raise ConfigError(f"is {parts}, expected one of {known}", field=field)
 
 
 def round_shares(probabilities: Sequence[float], parts: int = WHOLE) -> tuple[int, ...]:

@@ -99,6 +99,7 @@ def test_parts_of_the_speakers_do_not_overlap_and_the_samples_of_another_part_ar
         ({"speakers": "0.5:0.2"}, "expected FROM:TO"),
         ({"samples": 1}, "--samples: is 1, expected 2 or more"),
         ({"own-margin": 0}, "--own-margin"),
+        ({"share-parts": 3}, "--share-parts: is 3, expected one of 2, 4, 5, 10"),
         ({"temperature": 0}, "--temperature"),
         ({"level": "think"}, "--traces: is missing: level think asks contrast pairs for thinking"),
         ({"kinds": "grounding"}, "--kinds grounding: is of use only where the model thinks"),

@@ -240,8 +240,8 @@ def test_shares_cannot_be_taught_from_a_readout_that_nothing_has_trained_or_that
 @pytest.mark.parametrize("share_target", ["votes", "readout"])
 def test_two_ranks_give_the_one_process_result(finished, trained_checkpoint, tmp_path, share_target):
     """Half the batch on each of two CPU ranks: the same clips, the same loss, the same adapter within rounding."""
-    common = dict(max_steps=2, save_strategy="no", lora_r=2, share_target=share_target)
-    common |= {"adapter": finished} if share_target == "readout" else {}
+    common = dict(max_steps=2, save_strategy="no", lora_r=2)
+    common |= {**OWN_SHARES, "adapter": finished} if share_target == "readout" else {}
     one, two = tmp_path / "one", tmp_path / "two"
     main(arguments(trained_checkpoint, one, **common, per_device_train_batch_size=8))
     repository = Path(__file__).parents[3]
