@@ -80,14 +80,8 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
     """Train and leave the adapter in args.output_dir; do nothing where it is already there."""
     from datasets import Dataset
 
-    from launch.training import (
-        check_own_shares,
-        load_for_training,
-        open_run,
-        training_rows,
-        with_own_shares,
-        with_thinking,
-    )
+    from launch.own_shares import check_own_shares, with_own_shares
+    from launch.training import load_for_training, open_run, training_rows, with_thinking
     from reasoning.models.prompter import Prompter
     from reasoning.training.collate import AnswerCollator
     from reasoning.training.run_folder import RunRecorder, run_to_end

@@ -13,26 +13,16 @@ from os import environ
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 from trl import GRPOConfig
 
 import launch.training
 from data_builders.rows import read_corpus
 from launch import HOME
 from launch.arguments import DataArguments, ModelArguments
-from launch.training import (
-    check_ranks,
-    check_saving,
-    check_trackers,
-    load_for_training,
-    training_rows,
-    with_own_shares,
-)
+from launch.training import check_ranks, check_saving, check_trackers, load_for_training, training_rows
 from reasoning.errors import ConfigError
 from reasoning.models.loading import add_adapter, load_model
-from reasoning.models.prompter import Prompter, prompt_batch
 
 
 def test_rows_are_the_training_speakers_of_the_fold_and_no_others(tone_corpus):
@@ -81,30 +71,6 @@ def test_a_projector_that_an_adapter_does_not_bring_cannot_go_on_training(untrai
     model = ModelArguments(str(untrained_checkpoint), adapter=str(tmp_path), train_projector=True)
     with pytest.raises(ConfigError, match="train_projector: has no projector to go on with"):
         load_for_training(model, SimpleNamespace(world_size=1, seed=0, trust_remote_code=False))
-
-
-def test_own_shares_are_the_label_readout_of_each_clips_sound(trained_checkpoint, capsys):
-    corpus, rows = training_rows(DataArguments(data=str(trained_checkpoint.corpus), limit=12))
-    loaded = load_model(trained_checkpoint.model)
-    args = SimpleNamespace(device="cpu", process_index=0, world_size=1, per_device_eval_batch_size=5)
-    found = with_own_shares(rows, loaded, loaded.memory(), corpus.info.emotions, "no_think", args)
-    assert [row["id"] for row in found] == [row["id"] for row in rows]
-    assert "the label readout of 12 training clips" in capsys.readouterr().out
-    prompter = Prompter(loaded, corpus.info.emotions)
-    swapped = {**found[0], "audio": next(row["audio"] for row in rows if row["votes"] != rows[0]["votes"])}
-    for row in found[:4]:
-        assert row["shares"] == pytest.approx(readout_alone(loaded, prompter, row), abs=1e-4)
-    change = np.abs(np.subtract(readout_alone(loaded, prompter, swapped), found[0]["shares"]))
-    assert change.max() > 0.05
-
-
-def readout_alone(loaded, prompter: Prompter, row) -> list[float]:
-    """Softmax over the labels' first tokens after the bare answer prefix, from the full logits of one clip alone."""
-    heard = loaded.memory().hear([Path(row["audio"])])[0]
-    ids = [*prompter.prompt_ids(row["transcript"], heard, "no_think"), *prompter.answer_prefix_ids]
-    with torch.no_grad():
-        logits = loaded.base(**prompt_batch(prompter, [ids], [heard])).logits[0, -1]
-    return torch.softmax(logits[list(prompter.labels.steps[0].tokens)], -1).tolist()
 
 
 UNEVEN = {"gradient_accumulation_steps": 4, "steps_per_generation": 6}

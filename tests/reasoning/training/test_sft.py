@@ -228,7 +228,7 @@ def test_shares_cannot_be_taught_from_a_readout_that_nothing_has_trained_or_that
     own = dict(share_target="readout")
     with pytest.raises(ConfigError, match=r"share_target: is readout, which an untrained model has none of.*--adapter"):
         main(arguments(trained_checkpoint, tmp_path / "none", **own))
-    monkeypatch.setattr("launch.training.is_fsdp_enabled", lambda: True)
+    monkeypatch.setattr("launch.own_shares.is_fsdp_enabled", lambda: True)
     with pytest.raises(ConfigError, match=r"share_target: .*FSDP and ZeRO-3.*ddp\.yaml"):
         main(arguments(trained_checkpoint, tmp_path / "none", adapter=finished, **own))
     with pytest.raises(ConfigError, match=r"share_target: is 'mean', expected one of votes, readout"):
