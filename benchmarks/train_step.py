@@ -157,7 +157,8 @@ def section(record: dict[str, Any], results: dict[str, dict[str, float]]) -> str
     """The record as docs/benchmarks.md shows it."""
     versions = record["environment"]["versions"]
     lines = [
-        "    python benchmarks/train_step.py --model models/seed --data data/crema_d", "",
+        f"    python benchmarks/train_step.py --model models/seed --data data/crema_d --repeats {record['repeats']}",
+        "",
         f"Timed both ways in turn, {record['repeats']} pairs after a warm-up, on {record['device']} with "
         f"torch.get_num_threads() {record['threads']}, torch {versions['torch']}, "
         f"transformers {versions['transformers']}. "

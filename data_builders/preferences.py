@@ -180,10 +180,11 @@ def grounding_pairs(
     """A clip's answer after its own trace against the same after that trace with another clip's Voice line.
 
     traces: clip id -> verified thinking. levels: clip id -> what was measured. contradictions: how many claims of the
-    other Voice line the measurement must contradict; the clip's own line must be true throughout.
+    other Voice line the measurement must contradict; the clip's own line must be true throughout. The other clip is one
+    of `clips`: a trace file holds held-out speakers too, whose lines are not for training.
     """
     built = Built()
-    voices = {name: match[1] for name, text in traces.items() if (match := _VOICE.search(text))}
+    voices = {clip.id: found[1] for clip in clips if (found := _VOICE.search(traces.get(clip.id, "")))}
     names = sorted(voices)
     for clip in clips:
         if clip.id not in voices or clip.id not in levels:

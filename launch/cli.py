@@ -52,16 +52,20 @@ COMMANDS = {
     "watch": Command("show a training run while it goes on", "equivox watch runs/mine/grpo"),
     "evaluate": Command(
         "run a model on held-out speakers and score it beside the baselines",
-        "equivox evaluate --model models/seed --adapter runs/mine/grpo --data data/crema_d --out runs/mine/eval",
+        "equivox evaluate --model models/seed --adapter runs/mine/grpo --data data/crema_d --name grpo \\\n"
+        "                  --out runs/mine/eval_grpo",
     ),
     "serve": Command(
         "serve a trained model through vLLM, for `evaluate --engine server`",
         "equivox serve --model models/seed --adapter runs/mine/grpo",
     ),
-    "score": Command("pool folds and systems into one report", "equivox score runs/mine/eval* --out runs/mine/report"),
+    "score": Command(
+        "pool folds and systems, named in the order of training, into one report",
+        "equivox score runs/mine/eval_sft runs/mine/eval_grpo --out runs/mine/report",
+    ),
     "compare": Command(
-        "put stages of training side by side over seeds: which help, which only sharpen",
-        "equivox compare runs/mine/eval_* --data data/crema_d --out runs/mine/comparison",
+        "put stages of training, in their order, side by side over seeds: which help, which only sharpen",
+        "equivox compare runs/mine/eval_sft runs/mine/eval_grpo --data data/crema_d --out runs/mine/comparison",
     ),
     "diagnose": Command(
         "swap traces and sounds between clips: does the trace alone fix the answer?",

@@ -21,6 +21,8 @@ main() {
     cd "$EQUIVOX_HOME"
     export TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 
+    check_ablations
+
     data="data/$corpus" model=models/seed runs="runs/$name" evaluations=() swaps=()
     traces="$runs/traces/traces.parquet"
     heading "Corpus: clips and their votes"
@@ -41,6 +43,8 @@ main() {
         # SFT hears some speakers; pairs and rollouts are about the others, whom it has not learned by heart.
         train sft sft --speakers 0:0.7
         train think sft --speakers 0:0.7 --level think --traces "$traces"
+        # What the others' votes bring without pairs or rewards: a gain of DPO or GRPO may be no more than that.
+        train think+sft sft --speakers 0.7:1 --level think --traces "$traces" --adapter "$run/think"
         pairs
         train think+dpo dpo --level think --adapter "$run/think" --pairs "$run/pairs/pairs.parquet"
         train think+grpo grpo "${reinforce[@]}"
@@ -48,13 +52,16 @@ main() {
         train think+grpo+kl grpo "${reinforce[@]}" --kl_weight 0.2
         ablate
         swap_traces
+        write_page # after every seed, of the seeds so far
     done
+    printf '\n== Done\nPage: %s\n' "$page"
+}
 
+write_page() {
     local compare=(equivox compare "${evaluations[@]}" --data "$data" --swaps "${swaps[@]}" --out "$runs/comparison"
         --markdown "$page" --made-by "bash launch/compare.sh $given")
     again "$runs/comparison" "${compare[@]}"
     stage "Comparison: which stages help, which only sharpen" "$runs/comparison" "${compare[@]}"
-    printf '\n== Done\nPage: %s\n' "$page"
 }
 
 train() { # NAME COMMAND OPTIONS...: one stage of training with this seed, then its evaluation
@@ -85,6 +92,14 @@ pairs() {
         equivox prepare preferences --data "$data" --fold "$fold" --model "$model" --adapter "$run/think" \
         --speakers 0.7:1 --level think --kinds own contrast grounding --traces "$traces" --share-parts 4 \
         --max-new-tokens 320 --seed "$seed" ${few[@]+"${few[@]}"} --out "$run/pairs/pairs.parquet"
+}
+
+check_ablations() { # before hours of training, not after them
+    local one key command="${of/think/sft}"
+    for one in ${ablations[@]+"${ablations[@]}"}; do
+        key="${one%%=*}"
+        equivox "$command" --help | grep -qE -- "--$key( |,|\$)" || refuse "--ablate $key: equivox $command has no --$key"
+    done
 }
 
 ablate() { # the stage --of with each value of --ablate, every one on top of it
@@ -122,10 +137,18 @@ read_options() {
                 short=(--max_steps "${2:?--steps takes a number}" --save_steps "$2" --warmup_steps 0)
                 few=(--limit 16 --samples 2) && shift 2
                 ;;
-            --ablate) ablations+=("${2:?--ablate takes KEY=VALUE,VALUE}") && shift 2 ;;
+            --ablate)
+                # A value becomes part of a system's name.
+                [[ "${2-}" =~ ^[A-Za-z_]+=[^/,@]+(,[^/,@]+)*$ ]] ||
+                    refuse "--ablate ${2-}: expected KEY=VALUE,VALUE, values without / or @"
+                ablations+=("$2") && shift 2
+                ;;
             --of) of="${2:?--of takes sft, think or grpo}" && shift 2 ;;
             --name) name="${2:?--name takes a name for the run}" && shift 2 ;;
-            --page) page="${2:?--page takes a file}" && shift 2 ;;
+            --page)
+                page="${2:?--page takes a file}" && shift 2
+                [[ "$page" == /* ]] || page="$PWD/$page" # of the folder the user is in
+                ;;
             -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" && exit 0 ;;
             *) refuse "unknown option $1; --help lists them" ;;
         esac

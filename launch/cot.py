@@ -87,17 +87,28 @@ def teacher(args: argparse.Namespace, corpus: Corpus) -> TeacherWriter:
     replies = args.out.with_name(f"{args.out.name}.replies.jsonl")
     replies.parent.mkdir(parents=True, exist_ok=True)
     return TeacherWriter(
-        endpoint.post, args.teacher_model, corpus.info.emotions, replies, args.seed, args.show_votes, args.concurrency
+        endpoint.post,
+        args.teacher_model,
+        corpus.info.emotions,
+        replies,
+        args.seed,
+        args.show_votes,
+        args.concurrency,
+        hurry=endpoint.hurry,
     )
 
 
 def summary(corpus: Corpus, writer: Writer, made: Made, out: Path, written: int, seconds: float) -> str:
     """What was measured, what is not and why, and what the verifier said; `seconds`: wall time of the run."""
+    from data_builders.traces.trace_file import by_whom
+    from reasoning.cues import MIN_CLIPS
     from reasoning.verifier import REASONS
 
     clips, kept = len(corpus.clips), len(made.kept)
-    votes = "the writer saw the votes" if writer.saw_votes else "the writer did not see the votes"
-    lines = [f"{corpus.info.name}: {clips:,} clips, traces by {writer.name} ({votes})"]
+    lines = [f"{corpus.info.name}: {clips:,} clips, traces by {by_whom(writer.name, writer.saw_votes)}"]
+    if made.with_others:
+        why = f"fewer than {MIN_CLIPS} clips of their speaker could be measured"
+        lines.append(f"  compared      {made.with_others:,} clips with other speakers too, in some cue: {why}")
     lines += [f"  not measured  {n:,} {name}: {gap}" for (name, gap), n in made.gaps.items()]
     lines += [f"  no trace      {n:,} {problem}" for problem, n in made.unwritten.items()]
     lines += [f"  rejected      {n:,} {reason}: {REASONS[reason]}" for reason, n in made.rejected.items()]

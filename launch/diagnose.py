@@ -43,12 +43,14 @@ def main(argv: list[str] | None = None) -> int:
 
     from data_builders.rows import read_corpus, split_clips
     from data_builders.traces.trace_file import read_traces
+    from launch.lineage import check_held_out
     from reasoning.evaluation.trace_swap import swap_traces
     from reasoning.files import write_atomic
     from reasoning.inference.transformers_engine import TransformersEngine
     from reasoning.models.loading import best_device, load_model
 
     corpus = read_corpus(args.data)
+    check_held_out(args.adapter, corpus, args.fold, args.folds)
     traces = read_traces(args.traces, corpus)
     clips = split_clips(corpus, args.fold, args.folds)[args.split]
     loaded = load_model(args.model, args.adapter, dtype=getattr(torch, args.dtype), device=best_device())

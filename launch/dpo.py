@@ -52,13 +52,13 @@ def train(data: Any, model: Any, preference: PreferenceArguments, args: Any) -> 
         raise ConfigError("is missing", field="pairs", cure=cure)
     refuse_unserved(args)
     folder = Path(args.output_dir)
-    corpus, clip_rows = training_rows(replace(data, limit=0))
+    corpus, clip_rows = training_rows(replace(data, limit=0), model.adapter)
     rows = preference_rows(Path(preference.pairs), clip_rows, made_of(corpus, data.level))
     some = {row["id"] for row in clip_rows[: data.limit or None]}
     rows = [row for row in rows if row["id"] in some]
     if not rows:
         raise ConfigError(f"none of the pairs is about the first {data.limit} clips", field="limit")
-    if not open_run(args, data, model, preference):
+    if not open_run(args, corpus, data, model, preference):
         return
     loaded = load_for_training(model, args)
     collator = PairCollator(

@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
 
     from data_builders.rows import read_corpus, split_clips
+    from launch.lineage import check_held_out
     from reasoning.evaluation.baselines import fit_baselines
     from reasoning.evaluation.predict import Asked, PredictionFile, plan_jobs, predict, predict_baselines, some_clips
     from reasoning.evaluation.record import PREDICTIONS, open_run
@@ -87,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     corpus = read_corpus(args.data)
     emotions = corpus.info.emotions
+    check_held_out(args.adapter, corpus, args.fold, args.folds)
     splits = split_clips(corpus, args.fold, args.folds)
     test = some_clips(splits["test"], args.limit, args.seed)
     jobs, plan = plan_jobs(asked, splits["dev"], test, splits["test"])

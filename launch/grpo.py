@@ -75,7 +75,7 @@ def read_options(argv: list[str] | None, command: str, doc: str | None) -> tuple
     return options
 
 
-def prepare(data: Any, reward: RewardArguments, args: Any) -> tuple[Any, Any, list[dict[str, Any]], Any]:
+def prepare(data: Any, model: Any, reward: RewardArguments, args: Any) -> tuple[Any, Any, list[dict[str, Any]], Any]:
     """(reward functions, corpus, rows with every column that they ask for, gold or None), all options checked."""
     from launch.grounding import check_thinking, gold_of, with_cue_levels
     from launch.training import check_grpo, check_saving, check_trackers, training_rows
@@ -86,7 +86,7 @@ def prepare(data: Any, reward: RewardArguments, args: Any) -> tuple[Any, Any, li
     check_trackers(args.report_to)
     check_grpo(args, len(functions))
     check_thinking(data.level, args.max_completion_length)
-    corpus, rows = training_rows(data)
+    corpus, rows = training_rows(data, model.adapter)
     check_saving(args, len(rows))
     with args.main_process_first(desc="measuring cues"):
         rows = with_cue_levels(rows, corpus, data, functions)
@@ -106,8 +106,8 @@ def train(data: Any, model: Any, reward: RewardArguments, rollout: RolloutArgume
     from reasoning.training.run_folder import RunRecorder, run_to_end
 
     folder = Path(args.output_dir)
-    functions, corpus, rows, gold = prepare(data, reward, args)
-    if not open_run(args, data, model, reward, rollout):
+    functions, corpus, rows, gold = prepare(data, model, reward, args)
+    if not open_run(args, corpus, data, model, reward, rollout):
         return
     loaded = load_for_training(model, args)
     rollouts = open_rollouts(loaded, rollout, args)

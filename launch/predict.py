@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,9 @@ from reasoning.errors import ConfigError
 from reasoning.prompts import LEVELS, MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
-    from reasoning.inference.engine import Engine
+    from reasoning.inference.engine import Engine, Generation, LabelScores, Request
 
+AT_ONCE = 64
 BAR = 20
 
 
@@ -86,29 +87,41 @@ def _emotions(corpus: Path | None) -> EmotionSet:
     return read_corpus(corpus).info.emotions
 
 
-def predict(engine: Engine, requests: Sequence, emotions: EmotionSet, max_new_tokens: int) -> Iterator[FilePrediction]:
+def predict(
+    engine: Engine, requests: Sequence[Request], emotions: EmotionSet, max_new_tokens: int
+) -> Iterator[FilePrediction]:
     """Both readouts of every request (whose audio is samples), in order. Greedy: the same file, the same answer."""
+    # So many at a time that an engine's batches are full and the first answers are soon there.
+    for start in range(0, len(requests), AT_ONCE):
+        some = requests[start : start + AT_ONCE]
+        written = list(engine.generate(some, max_new_tokens=max_new_tokens))
+        asked = [replace(request, written=g.text) for request, g in zip(some, written, strict=True)]
+        for request, generation, label in zip(some, written, engine.score_labels(asked), strict=True):
+            yield _prediction(request, generation, label, emotions)
+
+
+def _prediction(request: Request, generation: Generation, label: LabelScores, emotions: EmotionSet) -> FilePrediction:
     from reasoning.audio import SAMPLE_RATE
     from reasoning.distributions import entropy_bits
+    from reasoning.evaluation.predictions import FORCED
     from reasoning.response import read_response
 
-    labels = engine.score_labels(requests)
-    written = engine.generate(requests, max_new_tokens=max_new_tokens)
-    for request, label, generation in zip(requests, labels, written, strict=True):
-        reading = read_response(generation.text, emotions)
-        cut = ("truncated",) if generation.truncated and "truncated" not in reading.problems else ()
-        yield FilePrediction(
-            file=request.id,
-            duration_s=round(len(request.audio) / SAMPLE_RATE, 3),
-            transcript=request.transcript,
-            label=_shares(label.probabilities, emotions),
-            label_entropy_bits=round(float(entropy_bits([label.probabilities])[0]), 3),
-            prefix=label.prefix,
-            verbalized=None if reading.probabilities is None else _shares(reading.probabilities, emotions),
-            vote=reading.vote,
-            problems=(*reading.problems, *cut, *(("forced",) if label.forced else ())),
-            text=generation.text,
-        )
+    assert request.audio is not None
+    assert not isinstance(request.audio, Path)
+    reading = read_response(generation.text, emotions)
+    cut = ("truncated",) if generation.truncated and "truncated" not in reading.problems else ()
+    return FilePrediction(
+        file=request.id,
+        duration_s=round(len(request.audio) / SAMPLE_RATE, 3),
+        transcript=request.transcript,
+        label=_shares(label.probabilities, emotions),
+        label_entropy_bits=round(float(entropy_bits([label.probabilities])[0]), 3),
+        prefix=label.prefix,
+        verbalized=None if reading.probabilities is None else _shares(reading.probabilities, emotions),
+        vote=reading.vote,
+        problems=(*reading.problems, *cut, *((FORCED,) if label.forced else ())),
+        text=generation.text,
+    )
 
 
 def _shares(probabilities: Sequence[float], emotions: EmotionSet) -> dict[str, float]:

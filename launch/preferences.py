@@ -11,6 +11,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from data_builders.rows import Corpus
     from reasoning.clips import Clip
     from reasoning.models.loading import Loaded
+    from reasoning.rollouts.rollouts import Sampling
     from reasoning.training.sampling import Sample
 
 KINDS = ("own", "contrast", "grounding")
@@ -192,15 +194,22 @@ def settings(args: argparse.Namespace, corpus: Corpus, model: str) -> dict[str, 
     """What the sampled answers depend on, besides which clips were asked about."""
     from reasoning.evaluation.record import adapter_fingerprint, prompt_fingerprint
 
-    named = ("level", "samples", "temperature", "batch_size", "dtype", "seed", "fold", "folds", "speakers")
+    named = ("level", "samples", "batch_size", "dtype", "seed", "fold", "folds", "speakers")
     return {
         "corpus": corpus.fingerprint,
         "model": model,
         "adapter": adapter_fingerprint(args.adapter) if args.adapter else None,
         "prompt": prompt_fingerprint(args.level, corpus.info.emotions),
-        "max_new_tokens": args.max_new_tokens or MAX_NEW_TOKENS[args.level],
         **{name: getattr(args, name) for name in named},
+        **asdict(sampling(args)),
     }
+
+
+def sampling(args: argparse.Namespace) -> Sampling:
+    """How answers are drawn: from the policy's whole distribution, whatever its checkpoint would cut off."""
+    from reasoning.rollouts.rollouts import Sampling
+
+    return Sampling(args.max_new_tokens or MAX_NEW_TOKENS[args.level], args.temperature)
 
 
 def sampled(
@@ -228,8 +237,7 @@ def sampled(
                     part,
                     level=args.level,
                     samples=args.samples,
-                    temperature=args.temperature,
-                    max_new_tokens=policy["max_new_tokens"],
+                    sampling=sampling(args),
                     seed=args.seed,
                 )
                 file.add({row["id"]: answers for row, answers in zip(part, made, strict=True)})

@@ -1,9 +1,10 @@
 """equivox preflight --config launch/configs/grpo.yaml --data DATA --adapter runs/my/sft --output_dir runs/my/grpo
 
-Takes exactly the options of `equivox grpo` and trains nothing. First it estimates the memory of a step on this machine
-and says what to lower where it does not fit; then it loads the model, samples a few answers with the engine that the
-run would use, and holds that engine to the trainer: prompts, audio, log-probabilities with true and with swapped audio,
-and whether a changed adapter arrives (docs/preflight.md). Status 0 when training may start, 2 with one line when not.
+Takes the options of `equivox grpo` but --config_file, in one process, and trains nothing. First it estimates the memory
+of a step on this machine and says what to lower where it does not fit; then it loads the model, samples a few answers
+with the engine that the run would use, and holds that engine to the trainer: prompts, audio, log-probabilities with
+true and with swapped audio, and whether a changed adapter arrives (docs/preflight.md). Status 0 when training may
+start, 2 with one line when not.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def preflight(data: Any, model: Any, reward: Any, rollout: Any, args: Any) -> No
     from reasoning.inference.server_engine import LocalCheckpoint
     from reasoning.models.prompter import Prompter
 
-    _, corpus, rows, _ = prepare(data, reward, args)
+    _, corpus, rows, _ = prepare(data, model, reward, args)
     base = Path(model.model_name_or_path)
     shape, prompter = ModelShape.read(base), Prompter(LocalCheckpoint.read(base), corpus.info.emotions)
     asked = run_shape(data, model, args, prompter, rows)

@@ -3,7 +3,7 @@
 Serves a checkpoint, with the adapter merged into it, through vLLM's OpenAI-compatible API, to this machine only. Its
 name there says which weights it has: `equivox evaluate --engine server` with the same --model and --adapter finds it by
 that name. With --rollouts it serves a training on this machine instead, which replaces its weights as it goes
-(docs/engines.md). Options that are not listed here go to vLLM's server (`vllm serve`) as they are.
+(docs/rollouts.md). Options that are not listed here go to vLLM's server (`vllm serve`) as they are.
 """
 
 from __future__ import annotations

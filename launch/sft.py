@@ -43,7 +43,9 @@ class AmbiguityArguments:
 
     share_parts: int = field(
         default=100,
-        metadata={"help": "Written shares are multiples of 1 / this: 100, 20, 10, 5. Few are easier to add up to 1."},
+        metadata={
+            "help": "Written shares are multiples of 1 / this: 100, 20, 10, 5, 4. Few are easier to add up to 1."
+        },
     )
 
     traces: str | None = field(
@@ -85,15 +87,16 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
     from reasoning.models.prompter import Prompter
     from reasoning.training.collate import AnswerCollator
     from reasoning.training.run_folder import RunRecorder, run_to_end
-    from reasoning.training.sft import AmbiguitySFTTrainer
+    from reasoning.training.sft import AmbiguitySFTTrainer, refuse_unserved
 
+    refuse_unserved(args)
     folder = Path(args.output_dir)
-    corpus, rows = training_rows(data)
+    corpus, rows = training_rows(data, model.adapter)
     rows = with_thinking(rows, corpus, data.level, ambiguity.traces)
     own_shares = ambiguity.share_target == "readout"
     if own_shares:
         check_own_shares(model.adapter)
-    if not open_run(args, data, model, ambiguity):
+    if not open_run(args, corpus, data, model, ambiguity):
         return
     loaded = load_for_training(model, args)
     memory = loaded.memory(data.memory_gib)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,20 +15,26 @@ import torch
 
 from data_builders.folds import some_speakers
 from data_builders.rows import Corpus, read_corpus, split_clips
-from data_builders.traces.trace_file import read_traces
+from data_builders.traces.trace_file import by_whom, read_trace_rows
 from launch.arguments import DataArguments, ModelArguments
+from launch.lineage import check_held_out
 from reasoning.errors import ConfigError, CorpusError
 from reasoning.models.loading import Loaded, add_adapter, best_device, load_model
 from reasoning.training.run_folder import is_finished, start_run
+from reasoning.training.run_reader import ADAPTER
 from reasoning.training.schedule import RolloutSchedule
 
 UNRECORDED = ("output_dir", "logging_dir", "local_rank", "hub_token", "run_name", "disable_tqdm", "report_to")
 """Options that may differ between a run and its continuation."""
 
 
-def training_rows(data: DataArguments) -> tuple[Corpus, list[dict[str, Any]]]:
-    """The corpus and the training clips of the fold, as the flat rows that trainers and rewards take."""
+def training_rows(data: DataArguments, adapter: str | None = None) -> tuple[Corpus, list[dict[str, Any]]]:
+    """The corpus and the training clips of the fold, as the flat rows that trainers and rewards take.
+
+    Raises ConfigError where the adapter to go on with has heard speakers whom this fold holds out.
+    """
     corpus = read_corpus(Path(data.data))
+    check_held_out(adapter, corpus, data.fold, data.folds)
     clips = some_speakers(split_clips(corpus, data.fold, data.folds)["train"], data.speakers)
     clips = clips[: data.limit] if data.limit else clips
     if not clips:
@@ -58,6 +65,7 @@ def training_rows(data: DataArguments) -> tuple[Corpus, list[dict[str, Any]]]:
 
 def with_thinking(rows: list[dict[str, Any]], corpus: Corpus, level: str, traces: str | None) -> list[dict[str, Any]]:
     """The rows with the verified `thinking` of a trace file; those without a verified trace are left out and counted.
+    Prints that count, who wrote the traces and whether the writer saw the votes.
 
     Raises ConfigError unless traces are given exactly for level think: there is no placeholder for reasoning.
     """
@@ -68,24 +76,44 @@ def with_thinking(rows: list[dict[str, Any]], corpus: Corpus, level: str, traces
         return rows
     if level != "think":
         raise ConfigError(f"is for level think, not {level}", field="traces", cure="leave it out, or add --level think")
-    thinking = read_traces(Path(traces), corpus)
-    kept = [{**row, "thinking": thinking[row["id"]]} for row in rows if row["id"] in thinking]
+    verified = {trace.id: trace for trace in read_trace_rows(Path(traces), corpus) if trace.verdict == "kept"}
+    kept = [{**row, "thinking": verified[row["id"]].thinking} for row in rows if row["id"] in verified]
     if not kept:
         raise CorpusError(f"has no verified trace of the {len(rows)} training clips", row=traces, field="traces")
+    by = sorted({by_whom(verified[row["id"]].writer, verified[row["id"]].saw_votes) for row in kept})
     print(f"{len(kept)} of {len(rows)} training clips have a verified trace; the others are left out")
+    print(f"traces by {', '.join(by)}")
     return kept
 
 
-def open_run(args: Any, *options: Any) -> bool:
+def open_run(args: Any, corpus: Corpus, *options: Any) -> bool:
     """Start or continue the run in args.output_dir under these options; False where it is already finished."""
     check_trackers(args.report_to)
     folder = Path(args.output_dir)
     if args.process_index == 0:
-        start_run(folder, resolved(*map(asdict, options), args.to_dict()), resolved(*map(defaults_of, options)))
+        given = {"world_size": args.world_size, "clips_sha256": corpus.fingerprint, **checksums(options)}
+        config = resolved(*map(asdict, options), args.to_dict(), given)
+        start_run(folder, config, resolved(*map(defaults_of, options), given))
     if is_finished(folder):
         print(f"{folder} already holds the finished adapter; nothing to do")
         return False
     return True
+
+
+def checksums(options: Sequence[Any]) -> dict[str, str]:
+    """sha256 of what lies where options point, so that no run goes on from another adapter or with other pairs.
+
+    What is not there has none: whoever reads it says so.
+    """
+    named = {field.name: getattr(part, field.name) for part in options for field in fields(part)}
+    found = {}
+    for name in ("adapter", "traces", "gold_traces", "pairs"):
+        path = Path(named.get(name) or "")
+        path = path / ADAPTER if name == "adapter" else path
+        if named.get(name) and path.is_file():
+            with path.open("rb") as stream:
+                found[f"{name}_sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
 
 
 def defaults_of(options: Any) -> dict[str, Any]:

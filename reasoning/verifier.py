@@ -22,25 +22,24 @@ from dataclasses import dataclass
 
 from reasoning.emotions import EmotionSet
 from reasoning.grounding import Claim, Grounding, Levels, Shares, ground, read_claims, share_true
-from reasoning.response import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, Reading
+from reasoning.response import Reading
 
 REASONS = {
-    "bad_layout": "not four lines Words, Voice, Ambiguity, Weighing, each with text; or a tag of the answer grammar",
+    "bad_layout": "not four lines Words, Voice, Ambiguity, Weighing, each with text; or a tag, or a control character",
     "voice_empty": "the Voice line claims nothing",
     "voice_unread": "the Voice line holds more than claims from the vocabulary",
     "voice_false": "the Voice line contradicts the measurement",
     "voice_unmeasured": "the Voice line claims what could not be measured",
     "weighing_unread": "the Weighing line is not statements of claims and the emotions they speak for and against",
     "weighing_false": "the Weighing line rests on something that the measurement contradicts or does not hold",
-    "answer_contradicts": "the reasoning speaks against what listeners voted for most, or most for what nobody voted",
+    "answer_contradicts": "the reasoning speaks against what listeners voted for most, or most for what got few votes",
     "share_number": "a share is given as a number",
-    "winner_named": "one emotion is singled out, so that the trace fixes the answer by itself",
+    "winner_named": "one emotion is singled out or ruled out, so that the trace fixes the answer by itself",
 }
 """Every reason for which a trace is rejected."""
 
 NAMES = ("Words", "Voice", "Ambiguity", "Weighing")
 _TRACE = re.compile("\n".join(rf"{name}: (\S[^\n]*)" for name in NAMES))
-_TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 
 _FAVOUR = r"(?:speaks? |argues? |counts? )?for|favou?rs?|supports?|fits?|suits?|points? to"
 _OPPOSE = r"(?:speaks? |argues? |counts? )?against|opposes?|contradicts?"
@@ -48,16 +47,23 @@ _STANCE = re.compile(rf"\b(?:(?P<favour>{_FAVOUR})|(?P<oppose>{_OPPOSE}))\b")
 _SPEAKER = re.compile(r" (?:for|of) (?:this|the) speaker\b")
 _LIST_WORDS = frozenset({"and", "or", "but", "both"})
 
-_COUNT = r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|all|no|none|every|each|several|few|many)"
+_SOME = r"two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|all|several|few|many|couple|handful|rest"
+_COUNT = rf"(?:one|no|none|every|each|{_SOME})"
 _NUMBER = re.compile(
-    r"\d|%|\bper ?cent\b|\bhal(?:f|ves)\b|\bthirds?\b|\bquarters?\b|\bfifths?\b|\btwice\b"
+    r"\d|[¼-¾⅐-⅟]|%|\bper ?cent\b|\bhal(?:f|ves)\b|\bthirds?\b|\bquarters?\b|\bfifths?\b|\btenths?\b|\btwice\b"
     rf"|\b{_COUNT} (?:of (?:the )?)?(?:listeners?|raters?|people|votes?|voters?)\b|\b{_COUNT} (?:in|out of) {_COUNT}\b"
+    rf"|\b(?:{_SOME}) (?:hears?|heard)\b"  # "one hears fear or sad" counts nobody
 )
 _DECIDED = re.compile(
-    r"\b(?:most|mostly|mainly|chiefly|majority|unanimous|unanimously|dominant|dominates?|prevails?|winn(?:er|ing)|wins?"
-    r"|best|strongest|likeliest|likely|probably|certainly|definitely|obviously|therefore|hence|thus|overall|answer"
-    r"|conclusion|must be|votes?|voted)\b"
+    r"\b(?:most|mostly|mainly|chiefly|majority|minority|unanimous|unanimously|dominant|dominat(?:es?|ed|ing)"
+    r"|predominant(?:ly)?|prevails?|winn(?:er|ing)|wins?|won|leads?|leading|foremost|by far|more than(?! one\b)"
+    r"|everyone|everybody|nobody|no one|none|(?:nearly|almost) all|all of (?:them|us)"
+    r"|best|strongest|likeliest|likely|probably|certainly|definitely|obviously|clearly|surely|therefore|hence|thus"
+    r"|overall|answer|conclusion|must be|votes?|voted)\b"
 )
+_RULED_OUT = re.compile(r"(?:\b(?:not|no|nor|neither|never|without|than)|n['’]t) ([a-z]+)")
+_OF_TEXT = re.compile(r"\b(?:texts?|words?|wording|sentences?|phrases?|lines?|transcript|read|reads)\b")
+_OF_SPEAKER = re.compile(r"\b(?:speaker|voice|he|she|they)\b")
 
 
 @dataclass(frozen=True)
@@ -95,9 +101,14 @@ def write_trace(trace: Trace) -> str:
 
 
 def read_trace(thinking: str) -> Trace | None:
-    """The four lines of a think block's text, or None when it is not exactly those."""
+    """The four lines of a think block's text, or None when it is not exactly those.
+
+    Angle brackets are refused: the tags of the answer grammar and a model's special tokens are written in them. So is
+    what does not print, such as control characters, half a surrogate pair, and spaces other than " ".
+    """
     match = _TRACE.fullmatch(thinking.strip())
-    return Trace(*match.groups()) if match and not any(tag in thinking for tag in _TAGS) else None
+    clean = thinking.replace("\n", "").isprintable() and not re.search("[<>]", thinking)
+    return Trace(*match.groups()) if match and clean else None
 
 
 def grounded_share(reading: Reading, levels: Levels, shares: Shares | None = None) -> float:
@@ -154,27 +165,47 @@ def verify(thinking: str, levels: Levels, votes: Sequence[int], emotions: Emotio
 def _judge_weighing(line: str, levels: Levels, votes: Sequence[int], emotions: EmotionSet) -> dict[str, bool]:
     arguments, unread = read_weighing(line, emotions)
     claims = [claim for argument in arguments for claim in argument.claims]
-    supported = {name for argument in arguments for name in argument.supports}
+    support = balance(arguments, emotions)
     return {
         "weighing_unread": bool(unread) or not arguments,
         "weighing_false": any(levels.get(claim.cue) not in claim.levels for claim in claims),
-        "answer_contradicts": bool(arguments) and _contradicts(balance(arguments, emotions), votes, emotions),
-        "winner_named": bool(arguments) and len(supported) < 2,
+        "answer_contradicts": bool(arguments) and _contradicts(support, votes, emotions),
+        "winner_named": bool(arguments) and sum(count > 0 for count in support.values()) < 2,
     }
 
 
 def _contradicts(support: dict[str, int], votes: Sequence[int], emotions: EmotionSet) -> bool:
-    """Whether the balance is negative for every emotion with the most votes, or highest only where nobody voted."""
+    """Whether the balance is negative for every emotion with the most votes, or best for emotions with few of them.
+
+    Few: the n best supported of K emotions together hold less than n/K of the votes, what any n would hold by chance.
+    """
     counts = dict(zip(emotions.names, votes, strict=True))
     first = [name for name in emotions.names if counts[name] == max(votes)]
     best = [name for name in emotions.names if support[name] == max(support.values())]
-    return all(support[name] < 0 for name in first) or all(counts[name] == 0 for name in best)
+    few = sum(counts[name] for name in best) * len(emotions) < len(best) * sum(votes)
+    return few or all(support[name] < 0 for name in first)
 
 
 def _singles_out(trace: Trace, emotions: EmotionSet) -> bool:
-    """Whether the prose decides: a deciding word, or one emotion alone where the trace speaks of ambiguity."""
-    named = {emotions.resolve(word) for word in re.findall(r"[a-z]+", trace.ambiguity.lower())} - {None}
-    return len(named) == 1 or any(_DECIDED.search(text.lower()) for text in (trace.words, trace.ambiguity))
+    """Whether the prose decides: a deciding word in it, an emotion in Words that is not said of the text, or in
+    Ambiguity one emotion alone or one that is ruled out."""
+    words, ambiguity = trace.words.lower(), trace.ambiguity.lower()
+    open_to = _emotions_in(re.findall("[a-z]+", ambiguity), emotions)
+    return (
+        any(_DECIDED.search(text) for text in (words, ambiguity))
+        or len(open_to) == 1
+        or bool(_emotions_in(_RULED_OUT.findall(ambiguity), emotions))
+        or bool(_emotions_in(re.findall("[a-z]+", words), emotions) and not _is_of_text(words))
+    )
+
+
+def _emotions_in(words: Sequence[str], emotions: EmotionSet) -> set[str]:
+    return {name for word in words if (name := emotions.resolve(word))}
+
+
+def _is_of_text(words: str) -> bool:
+    """Whether a Words line speaks of the text, which is its job, and not of who says it."""
+    return bool(_OF_TEXT.search(words)) and not _OF_SPEAKER.search(words)
 
 
 def _read_argument(statement: str, emotions: EmotionSet) -> Argument | None:

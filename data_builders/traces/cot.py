@@ -48,12 +48,14 @@ class Writer(Protocol):
 @dataclass(frozen=True)
 class Made:
     """rows: a trace for every clip that got one, in the corpus's order. rejected: reason -> traces (one may have
-    several). unwritten: why there is no trace -> clips. gaps: (cue, gap) -> clips."""
+    several). unwritten: why there is no trace -> clips. gaps: (cue, gap) -> clips. with_others: clips of which at least
+    one cue is said relative to other speakers' clips too (reasoning.cues.relative)."""
 
     rows: tuple[TraceRow, ...]
     rejected: Mapping[str, int]
     unwritten: Mapping[str, int]
     gaps: Mapping[tuple[str, str], int]
+    with_others: int
 
     @property
     def kept(self) -> tuple[TraceRow, ...]:
@@ -75,4 +77,10 @@ def prepare(corpus: Corpus, folder: Path, writer: Writer, workers: int = 1, prog
         verdict = "rejected" if reasons else "kept"
         rows.append(TraceRow(clip.id, draft.thinking, writer.name, writer.saw_votes, verdict, reasons))
     gaps = Counter((name, cue.gap) for found in cues.values() for name, cue in found.items() if cue.gap)
-    return Made(tuple(rows), dict(rejected.most_common()), dict(unwritten.most_common()), dict(gaps.most_common()))
+    return Made(
+        rows=tuple(rows),
+        rejected=dict(rejected.most_common()),
+        unwritten=dict(unwritten.most_common()),
+        gaps=dict(gaps.most_common()),
+        with_others=sum(any(cue.reference in ("sex", "corpus") for cue in of.values()) for of in cues.values()),
+    )

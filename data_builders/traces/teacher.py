@@ -1,7 +1,7 @@
 """The teacher writer: a language model behind an OpenAI-compatible endpoint, told the measured cues, asked for a trace.
 
 It hears nothing: what it knows of the voice is the cues in words. Whatever it answers goes through the same verifier as
-any trace. Replies are kept as they come, so that a killed run asks only for what it has not got.
+any trace. Replies that are a trace are kept as they come, so that a killed run asks only for what it has not got.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from tqdm import tqdm
@@ -24,6 +28,7 @@ from reasoning.emotions import EmotionSet
 from reasoning.errors import ConfigError, EvaluationError
 from reasoning.files import drop_unfinished_line, whole_lines
 from reasoning.grounding import LESS, MORE, NOUNS, USUAL
+from reasoning.verifier import read_trace
 
 Post = Callable[[str, dict[str, Any], str | None], Any]
 """(path, body, clip id) -> JSON, retried and with errors that name the cure: reasoning.inference.endpoint's post."""
@@ -38,20 +43,22 @@ _SYSTEM = """\
 You write how a careful listener reasons about the emotion of a voice. Write exactly four lines and nothing else:
 Words: <what the text alone suggests>
 Voice: <claims about the voice>
-Ambiguity: <where words, voice or listeners pull apart; name no emotion, or at least two>
+Ambiguity: <where words, voice or listeners pull apart; name no emotion, or at least two, and rule none out>
 Weighing: <claims> speaks for <emotions>, against <emotions>; <claims> speaks for <emotions>
 
 A claim is a noun and one word for it, such as "very high pitch" or "pitch very high", and compares with the speaker's
 usual. Voice holds claims only, joined by commas and "and"; each claim of Weighing is one of them. Say only what was
 measured. Nouns and their words, with "very" where the measurement says so, or "{usual}" for any:
 {vocabulary}
-Emotions: {emotions}. Speak for at least two. Never write digits, shares, counts of listeners, or which emotion wins.
+Emotions: {emotions}. On balance speak for at least two. Never write digits, shares, counts of listeners, or which
+emotion wins.
 Example:
 Words: the text alone suggests no feeling
 Voice: very fast pace, high pitch and usual loudness
 Ambiguity: {first} and {second} could each sound like this
-Weighing: very fast pace speaks for {first} and {second}; usual loudness speaks against {first}"""
+Weighing: very fast pace and high pitch speak for {first} and {second}; usual loudness speaks against {first}"""
 
+NO_TEXT = "the teacher answered JSON without a text that can be read"
 _PROBLEMS = (  # what an EvaluationError of the endpoint says -> what is counted
     (re.compile(r"answers \S+, not JSON"), "the teacher answered no JSON (a web page?)"),
     (re.compile(r"is silent"), "the teacher timed out"),
@@ -64,8 +71,10 @@ _PROBLEMS = (  # what an EvaluationError of the endpoint says -> what is counted
 class TeacherWriter:
     """The writer as data_builders.traces.cot takes it.
 
-    post: how the server is asked. replies: file that keeps every reply; `concurrency` clips are under way at a time.
-    Raises EvaluationError when GIVE_UP clips in a row found no server; a single failure is a draft with its problem.
+    post: how the server is asked. replies: file that keeps the replies that are a trace; for the others the next run
+    asks again. `concurrency` clips are under way at a time. hurry: set when nothing more is wanted, for `post` to try
+    nothing again. Raises EvaluationError when GIVE_UP clips in a row found no server; a single failure is a draft with
+    its problem.
     """
 
     post: Post
@@ -76,35 +85,60 @@ class TeacherWriter:
     saw_votes: bool = False
     concurrency: int = 4
     progress: bool = True
-    _kept: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    hurry: threading.Event = field(default_factory=threading.Event, repr=False)
 
     @property
     def name(self) -> str:
         return f"teacher {self.model}"
 
     def write(self, clips: Sequence[Clip], cues: CuesOf) -> Iterator[Draft]:
-        self._kept = read_replies(self.replies)
-        bodies = {clip.id: self.body(clip, cues[clip.id]) for clip in clips}
-        missing = []
+        kept = read_replies(self.replies)
+        missing = {}
         for clip in clips:
-            if (reply := self._kept.get(key_of(bodies[clip.id]))) is not None:
+            body = self.body(clip, cues[clip.id])
+            if (reply := kept.get(key_of(body))) is not None:
                 yield Draft(clip.id, reply)
             else:
-                missing.append(clip.id)
-        bar = tqdm(total=len(missing), desc="asking the teacher", unit="clip", disable=not self.progress or not missing)
+                missing[clip.id] = body
         in_a_row = 0
-        with bar, ThreadPoolExecutor(self.concurrency) as pool:
-            asked = {pool.submit(self._ask, name, bodies[name]): name for name in missing}
-            try:
-                for done in as_completed(asked):
-                    bar.update()
-                    draft, failure = _draft(asked[done], done)
-                    in_a_row = in_a_row + 1 if failure else 0
-                    if failure and in_a_row >= GIVE_UP:
-                        raise failure
-                    yield draft
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        bar = tqdm(total=len(missing), desc="asking the teacher", unit="clip", disable=not self.progress or not missing)
+        with bar, closing(self._answers(missing)) as answers:
+            for name, answer in answers:
+                bar.update()
+                draft, failure = _draft(name, answer)
+                in_a_row = in_a_row + 1 if failure else 0
+                if failure and in_a_row >= GIVE_UP:
+                    raise failure
+                yield draft
+
+    def _answers(self, bodies: Mapping[str, dict[str, Any]]) -> Generator[tuple[str, Future[str | None]], None, None]:
+        """(clip id, what came of asking) as they come. Once nobody listens, what is under way is left alone."""
+        left = deque(bodies.items())
+        came: SimpleQueue[tuple[str, Future[str | None]]] = SimpleQueue()
+
+        def ask_on() -> None:
+            while left:
+                try:
+                    name, body = left.popleft()
+                except IndexError:  # another thread took the last one
+                    return
+                answer: Future[str | None] = Future()
+                try:
+                    answer.set_result(self._ask(name, body))
+                except BaseException as error:  # whoever listens raises it
+                    answer.set_exception(error)
+                came.put((name, answer))
+
+        self.hurry.clear()
+        for _ in range(self.concurrency):
+            # Daemons, no pool: a pool's threads hold up the process until a silent server has timed out.
+            threading.Thread(target=ask_on, name="teacher", daemon=True).start()
+        try:
+            for _ in bodies:
+                yield came.get()
+        finally:
+            left.clear()
+            self.hurry.set()
 
     def body(self, clip: Clip, cues: Mapping[str, Cue]) -> dict[str, Any]:
         """The request for one clip."""
@@ -132,16 +166,21 @@ class TeacherWriter:
         return "\n".join(lines)
 
     def _ask(self, name: str, body: dict[str, Any]) -> str | None:
-        """The text of the reply, kept; None when the JSON holds none."""
-        answer = self.post("/chat/completions", body, name)
-        try:
-            text = answer["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            return None
-        if not isinstance(text, str) or not text.strip():
-            return None
-        keep_reply(self.replies, key_of(body), text.strip())
-        return text.strip()
+        """The text of the reply, stored when it is a trace; None when the JSON holds none."""
+        text = text_of(self.post("/chat/completions", body, name))
+        if text and read_trace(text):
+            keep_reply(self.replies, key_of(body), text)
+        return text
+
+
+def text_of(answer: Any) -> str | None:
+    """The text of a server's JSON; None without one, and for one that no file can hold (half a surrogate pair)."""
+    try:
+        text = answer["choices"][0]["message"]["content"].strip()
+        text.encode()
+    except (KeyError, IndexError, TypeError, AttributeError, UnicodeEncodeError):
+        return None
+    return text or None
 
 
 def system_prompt(emotions: EmotionSet) -> str:
@@ -165,13 +204,16 @@ def keep_reply(path: Path, key: str, text: str) -> None:
 
 
 def read_replies(path: Path) -> dict[str, str]:
-    """Key -> reply. A last line that a kill cut off is removed. Raises ConfigError on a file of anything else."""
+    """Key -> reply, of those that are a trace: older versions stored any, which would never be asked for again.
+
+    A last line that a kill cut off is removed. Raises ConfigError on a file of anything else.
+    """
     if not path.exists():
         return {}
     try:
         records = [json.loads(line) for line in whole_lines(path)]
-        replies = {record["key"]: record["text"] for record in records}
-    except (ValueError, KeyError, TypeError):
+        replies = {record["key"]: record["text"] for record in records if read_trace(record["text"])}
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError("holds other things than a teacher's replies", row=str(path), cure="remove it") from None
     drop_unfinished_line(path)
     return replies
@@ -185,4 +227,4 @@ def _draft(name: str, done: Future[str | None]) -> tuple[Draft, EvaluationError 
         found = ((pattern.search(error.what), problem) for pattern, problem in _PROBLEMS)
         said = next((problem.format(*match.groups()) for match, problem in found if match), "the teacher failed")
         return Draft(name, None, said), error
-    return Draft(name, text, None if text else "the teacher answered JSON without a text"), None
+    return Draft(name, text, None if text else NO_TEXT), None

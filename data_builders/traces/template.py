@@ -24,8 +24,8 @@ from reasoning.emotions import EmotionSet
 from reasoning.grounding import NOUNS, USUAL
 from reasoning.verifier import Trace, write_trace
 
-VERSION = "1"
-"""Changes when the same clip would get another trace."""
+VERSION = "2"
+"""Changes when the same clip would get another trace, or none."""
 
 TOO_LITTLE = "what was measured speaks for fewer than two emotions"
 """Why a clip gets no trace."""
@@ -96,7 +96,7 @@ def write(clip: Clip, cues: Mapping[str, Cue], emotions: EmotionSet, seed: int, 
 
     cues: as `reasoning.cues.relative` gives them. show_votes: name the cues that speak for what listeners voted first,
     and say in words how far they agreed; otherwise the votes are not looked at. Needs two measured cues with a rule,
-    and rules that speak for two of `emotions`.
+    and rules that on balance speak for two of `emotions`: the verifier takes less for naming the winner.
     """
     rng = np.random.default_rng([seed, *clip.id.encode()])
     votes = clip.votes if show_votes else None
@@ -105,7 +105,7 @@ def write(clip: Clip, cues: Mapping[str, Cue], emotions: EmotionSet, seed: int, 
     if len(weighed) < 2:
         return None
     stance_CK = np.stack([stances(name, _level(cues[name]), emotions) for name in weighed])
-    if (stance_CK > 0).any(axis=0).sum() < 2:
+    if (stance_CK.sum(axis=0) > 0).sum() < 2:
         return None
     phrases = _phrases({name: _level(cues[name]) for name in named}, rng)
     lean = words_lean(clip.transcript, clip.language)

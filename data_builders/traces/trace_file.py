@@ -45,6 +45,11 @@ _SCHEMA = pa.schema(
 )
 
 
+def by_whom(writer: str, saw_votes: bool) -> str:
+    """Who wrote traces, and whether they saw the answer: "template 2 (the writer did not see the votes)"."""
+    return f"{writer} (the writer {'saw' if saw_votes else 'did not see'} the votes)"
+
+
 def write_traces(path: Path, rows: Sequence[TraceRow], corpus: Corpus) -> None:
     """Write the rows, whole or not at all, with the corpus they belong to."""
     write_records(path, rows, _SCHEMA, _made_of(corpus))

@@ -140,7 +140,11 @@ def fit_temperature(dev_votes_NK: ArrayLike, dev_probs_NK: ArrayLike) -> float:
     def loss(log_t: float) -> float:
         return float(nll_bits(votes, temper(probs, float(np.exp(log_t)))).mean())
 
-    found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURE_RANGE)), method="bounded")
+    # Where shares are 0 the loss has several minima: the best point of a grid says which, and its neighbours bound it.
+    grid = np.log(np.geomspace(*TEMPERATURE_RANGE, 61))
+    best = int(np.argmin([loss(log_t) for log_t in grid]))
+    bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    found = minimize_scalar(loss, bounds=bounds, method="bounded")
     if loss(0.0) - found.fun < 1e-9:  # type: ignore[attr-defined]
         return 1.0
     return float(np.exp(found.x))  # type: ignore[attr-defined]

@@ -2,7 +2,7 @@
 
 jsd_bits is the headline but no proper score: a sharper guess can lower it without knowing more. So "beats" is said only
 where the interval of jsd_bits is clear of zero, a proper score's interval is clear on the same side, and none is clear
-on the other.
+on the other. Where jsd_bits shows no difference, what the proper scores show is said all the same.
 """
 
 from __future__ import annotations
@@ -18,6 +18,17 @@ from reasoning.evaluation.statistics import Additive, Interval, difference_of, j
 
 NON_INFERIORITY_MARGIN = 0.01
 """jsd_bits by which a system may be worse than another and still count as no worse."""
+
+VERDICTS = {
+    "better": "jsd_bits is clearly lower, a proper score (nll_bits, brier) agrees and none says the opposite",
+    "worse": "the same the other way round",
+    "sharpening": "jsd_bits is clearly lower, and the proper scores do not agree",
+    "farther": "jsd_bits is clearly higher, and the proper scores do not agree",
+    "ahead": "no difference shown in jsd_bits, and better by the proper scores",
+    "behind": "no difference shown in jsd_bits, and worse by the proper scores",
+    "unclear": "no difference shown",
+}
+"""What may be said of one system against another, and the rule. Clearly: the paired interval is clear of zero."""
 
 
 class Comparable(Protocol):
@@ -73,29 +84,29 @@ def compare(a: Comparable, b: Comparable, kind: str) -> dict[str, Any]:
     tempered = None
     if a.tempered is not None and b.tempered is not None:
         tempered = _differences(a.tempered, b.tempered, a.speakers)
-    verdict = verdict_of(differences)
     return {
         "system": a.key,
         "versus": b.key,
         "kind": kind,
         "metrics": {name: interval.to_dict() for name, interval in differences.items()},
         "tempered": None if tempered is None else {name: interval.to_dict() for name, interval in tempered.items()},
-        "verdict": verdict,
+        "verdict": verdict_of(differences),
         "non_inferior": bool(differences["jsd_bits"].high < NON_INFERIORITY_MARGIN),
-        "sentence": sentence(title(a.series), title(b.series), differences, tempered, verdict, kind),
+        "sentence": sentence(title(a.series), title(b.series), differences, tempered, kind),
     }
 
 
 def verdict_of(differences: Mapping[str, Interval]) -> str:
-    """better, worse, sharpening (jsd_bits clearly lower, no proper score agrees) or unclear; see the module's rule."""
+    """Which of VERDICTS paired differences in jsd_bits and the proper scores allow."""
     jsd = differences["jsd_bits"]
+    sides = {differences[name].high < 0 for name in PROPER if differences[name].clear_of_zero}
+    if len(sides) == 1 and not jsd.clear_of_zero:
+        return "ahead" if sides == {True} else "behind"
     if not jsd.clear_of_zero:
         return "unclear"
-    sides = {differences[name].high < 0 for name in PROPER if differences[name].clear_of_zero}
-    lower = jsd.high < 0
-    if sides == {lower}:
-        return "better" if lower else "worse"
-    return "sharpening" if lower else "unclear"
+    if jsd.high < 0:
+        return "better" if sides == {True} else "sharpening"
+    return "worse" if sides == {False} else "farther"
 
 
 def sentence(
@@ -103,7 +114,6 @@ def sentence(
     b: str,
     differences: Mapping[str, Interval],
     tempered: Mapping[str, Interval] | None,
-    verdict: str,
     kind: str = "baseline",
 ) -> str:
     """What may be said of a against b, with the figures that it rests on. a, b: their titles."""
@@ -111,19 +121,27 @@ def sentence(
     figures = "; ".join(f"{name} {_figure(differences[name])}" for name in ("jsd_bits", *PROPER))
     if tempered is not None:
         figures += f"; jsd_bits after the dev temperature {_figure(tempered['jsd_bits'])}"
-    if verdict in ("better", "worse"):
-        winner, loser = (a, b) if verdict == "better" else (b, a)
-        said = f"{winner} beats {loser}"
-    elif verdict == "sharpening":
-        said = f"{a} has lower jsd_bits than {b}, but no proper score agrees: the gain is sharpening"
-    elif jsd.clear_of_zero:
-        said = f"{a} has higher jsd_bits than {b}, but no proper score agrees: {b} may merely be sharper"
-    else:
-        said = f"no clear difference between {a} and {b}"
-    if kind == "system":
-        within = "within" if jsd.high < NON_INFERIORITY_MARGIN else "not shown to be within"
-        said += f" ({within} {NON_INFERIORITY_MARGIN:g} jsd_bits of it)"
+    lower = " and ".join(name for name in PROPER if differences[name].high < 0)
+    higher = " and ".join(name for name in PROPER if differences[name].low > 0)
+    said = {
+        "better": f"{a} beats {b}",
+        "worse": f"{b} beats {a}",
+        "sharpening": f"{a} has lower jsd_bits than {b}, but {_but(higher, 'higher')}: the gain counts as sharpening",
+        "farther": f"{a} has higher jsd_bits than {b}, but {_but(lower, 'lower')}: {b} may merely be sharper",
+        "ahead": f"no clear difference in jsd_bits between {a} and {b}, but {a} has clearly lower {lower}",
+        "behind": f"no clear difference in jsd_bits between {a} and {b}, but {a} has clearly higher {higher}",
+        "unclear": f"no clear difference between {a} and {b}",
+    }[verdict_of(differences)]
+    if kind == "system" and jsd.high >= 0:  # whoever has lower jsd_bits need not be shown to be no worse
+        most = "is at most" if jsd.high < NON_INFERIORITY_MARGIN else "may be more than"
+        said += f"; {a} {most} {NON_INFERIORITY_MARGIN:g} jsd_bits worse"
     return f"{said} ({a} minus {b}: {figures})."
+
+
+def _but(opposite: str, side: str) -> str:
+    if not opposite:
+        return "no proper score agrees"
+    return f"{opposite} {'are' if ' and ' in opposite else 'is'} clearly {side}"
 
 
 def title(series: Series) -> str:

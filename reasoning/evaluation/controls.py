@@ -54,7 +54,8 @@ def plan_shuffled(clips: Sequence[Clip], seed: int = 0) -> ShuffledPlan:
     donors: dict[str, Clip] = {}
     below = elsewhere = 0
     for clip in clips:
-        candidates = [c for c in by_sentence[clip.transcript] if c.speaker != clip.speaker]
+        known = clip.transcript is not None  # two clips without a transcript need not say the same
+        candidates = [c for c in by_sentence[clip.transcript] if known and c.speaker != clip.speaker]
         if not candidates:
             candidates = [c for c in clips if c.speaker != clip.speaker]
             elsewhere += 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reasoning.evaluation.comparisons import NON_INFERIORITY_MARGIN, title
+from reasoning.evaluation.comparisons import NON_INFERIORITY_MARGIN, VERDICTS, title
+from reasoning.evaluation.predictions import FORCED
 
 SECTION = "results"
 COLUMNS = ("jsd_bits", "nll_bits", "brier", "bc", "entropy_correlation", "ua")
@@ -20,7 +21,8 @@ def results_markdown(scores: Mapping[str, Any]) -> str:
     raters = scores["human"]["raters"]
     for system in sorted(scores["systems"], key=lambda s: s["readout"] != "none"):  # baselines first
         equivalent = raters["models"].get(system["key"], {}).get("text", "–") if raters else "–"
-        cells = [title((system["system"], system["readout"], system["control"])), *_cells(system), equivalent]
+        named = escape(title((system["system"], system["readout"], system["control"])))
+        cells = [named, *_cells(system), equivalent]
         rows.append("| " + " | ".join(cells) + " |")
     notes = [_human_note(scores["human"])]
     if scores["few_speakers"]:
@@ -51,15 +53,14 @@ def _differences(scores: Mapping[str, Any]) -> str:
             continue
         tempered = c["tempered"]["jsd_bits"] if c["tempered"] else None
         figures = [*(c["metrics"][name] for name in ("jsd_bits", "nll_bits", "brier")), tempered]
-        not_inferior = c["kind"] == "system" and c["non_inferior"] and c["verdict"] != "better"
+        not_inferior = c["kind"] == "system" and c["non_inferior"] and c["metrics"]["jsd_bits"]["high"] >= 0
         said = c["verdict"] + (", not inferior" if not_inferior else "")
         cells = [f"{titles[c['system']]} − {titles[c['versus']]}", *map(_difference, figures), said]
         rows.append("| " + " | ".join(map(escape, cells)) + " |")
-    rule = (
-        "better or worse: the interval of jsd_bits is clear of zero and a proper score (nll_bits, brier) agrees; "
-        "sharpening: lower jsd_bits that no proper score confirms; not inferior: the interval of jsd_bits ends under "
-        f"{NON_INFERIORITY_MARGIN:g}. Tempered: each system after its own dev temperature."
-    )
+    used = {c["verdict"] for c in scores["comparisons"]}
+    rules = [f"{name}: {rule}" for name, rule in VERDICTS.items() if name in used or name == "better"]
+    rules.append(f"not inferior: the interval of jsd_bits ends under {NON_INFERIORITY_MARGIN:g}")
+    rule = f"{'; '.join(rules)}. Clearly: the interval is clear of zero. Tempered: each after its own dev temperature."
     return "\n".join(rows) + "\n\n" + escape(rule)
 
 
@@ -75,7 +76,8 @@ def _cells(system: Mapping[str, Any]) -> list[str]:
     headline = metrics["jsd_bits"]
     ends = "" if headline["low"] is None else f" [{headline['low']:.3f}, {headline['high']:.3f}]"
     cells = [f"{headline['estimate']:.3f}{ends}", *(_number(metrics[name]["estimate"]) for name in COLUMNS[1:])]
-    return [*cells, f"{100 * system['parse_rate']['estimate']:.1f}%"]
+    forced = system["problems"].get(FORCED, 0)
+    return [*cells, f"{100 * system['parse_rate']['estimate']:.1f}%" + (f", {forced} forced" if forced else "")]
 
 
 def _number(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,7 +17,7 @@ from reasoning.emotions import EmotionSet
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.baselines import Baselines
 from reasoning.evaluation.controls import CONTROLS, ShuffledPlan, plan_shuffled, silence
-from reasoning.evaluation.predictions import READOUTS, SAMPLES, Prediction, join_answers, read_predictions
+from reasoning.evaluation.predictions import FORCED, READOUTS, SAMPLES, Prediction, join_answers, read_predictions
 from reasoning.evaluation.probe import linear_probe
 from reasoning.files import drop_unfinished_line
 from reasoning.inference.engine import Engine, Generation, LabelScores, Request
@@ -28,6 +28,9 @@ Features = Callable[[Sequence[Clip]], Array]
 """Clips -> pooled audio features (N, D), for the linear probe."""
 
 _CHOICES = {"readouts": READOUTS, "control_readouts": READOUTS, "dev_readouts": READOUTS, "controls": CONTROLS}
+AT_ONCE = 256
+"""Clips whose thinking is written before their labels are scored: what a killed run may have to write again."""
+
 _BASELINES = ("uniform", "training_prior", "jsd_constant", "sentence_only", "linear_probe")
 
 
@@ -90,23 +93,25 @@ def plan_jobs(
     donors_from: the whole test split, so that a limited run plays the same donors as a full one.
     """
     plan = plan_shuffled(donors_from, asked.seed) if "shuffled" in asked.controls else None
-    jobs = [Job(readout, "none", "dev", tuple(dev), {}) for readout in asked.readouts if readout in asked.dev_readouts]
-    jobs += [Job(readout, "none", "test", tuple(test), {}) for readout in asked.readouts]
+    # Written answers first where the label readout stands on the thinking in them.
+    ordered = sorted(asked.readouts, key=lambda readout: asked.level == "think" and readout != "verbalized")
+    jobs = [Job(readout, "none", "dev", tuple(dev), {}) for readout in ordered if readout in asked.dev_readouts]
+    jobs += [Job(readout, "none", "test", tuple(test), {}) for readout in ordered]
     for control in asked.controls:
         donors = plan.donors if plan and control == "shuffled" else {}
-        readouts = [readout for readout in asked.readouts if readout in asked.control_readouts]
+        readouts = [readout for readout in ordered if readout in asked.control_readouts]
         jobs += [Job(readout, control, "test", tuple(test), donors) for readout in readouts]
     return [job for job in jobs if job.clips], plan
 
 
 class PredictionFile:
-    """predictions.jsonl open for appending: knows what is done, flushes every line."""
+    """predictions.jsonl open for appending, every line flushed. done: key of each line it holds -> what was written."""
 
     def __init__(self, path: Path) -> None:
         if path.exists():
             drop_unfinished_line(path)
         known = read_predictions(path) if path.exists() and path.stat().st_size else []
-        self.done = {line.key for line in known}
+        self.done = {line.key: line.text for line in known}
         self._stream: TextIO = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> PredictionFile:
@@ -120,7 +125,7 @@ class PredictionFile:
         if line.key not in self.done:
             self._stream.write(line.to_json() + "\n")
             self._stream.flush()
-            self.done.add(line.key)
+            self.done[line.key] = line.text
 
 
 def predict(
@@ -135,7 +140,13 @@ def predict(
         bar = tqdm(total=len(job.clips), initial=len(job.clips) - len(left), desc=name, unit="clip")
         by_id = {clip.id: clip for clip in left}
         left.sort(key=lambda clip: clip.duration_s)  # clips of one length share a batch with little padding
-        for answer in _answers(engine, job, [request_for(clip, job, asked.level, root) for clip in left], asked):
+        requests = [request_for(clip, job, asked.level, root) for clip in left]
+        if job.readout == "label":
+            written = {c.id: sink.done.get((asked.system, "verbalized", job.control, job.split, c.id)) for c in left}
+            answers = score_labels(engine, [replace(r, written=written[r.id]) for r in requests], asked.max_new_tokens)
+        else:
+            answers = _written(engine, job, requests, asked)
+        for answer in answers:
             sink.add(_line(answer, by_id[answer.id], job, asked, emotions))
             bar.update()
         bar.close()
@@ -158,11 +169,18 @@ class _Samples:
     generations: tuple[Generation, ...]
 
 
-def _answers(
+def score_labels(engine: Engine, requests: Sequence[Request], max_new_tokens: int) -> Iterator[LabelScores]:
+    """The label readout of every request. At level think the model is first made to write what is not there yet."""
+    for start in range(0, len(requests), AT_ONCE):
+        part = requests[start : start + AT_ONCE]
+        silent = [r for r in part if r.level == "think" and r.written is None]
+        written = {g.id: g.text for g in engine.generate(silent, max_new_tokens=max_new_tokens)} if silent else {}
+        yield from engine.score_labels([replace(r, written=written.get(r.id, r.written)) for r in part])
+
+
+def _written(
     engine: Engine, job: Job, requests: Sequence[Request], asked: Asked
-) -> Iterator[LabelScores] | Iterator[Generation] | Iterator[_Samples]:
-    if job.readout == "label":
-        return engine.score_labels(requests)
+) -> Iterator[Generation] | Iterator[_Samples]:
     tokens, seed = asked.max_new_tokens, asked.seed
     if job.readout == "guided_mean":
         sampled = engine.generate(
@@ -187,7 +205,7 @@ def _line(
     if isinstance(answer, LabelScores):
         probabilities = tuple(share / sum(answer.probabilities) for share in answer.probabilities)
         vote = emotions.names[int(np.argmax(probabilities))]
-        problems = ("forced",) if answer.forced else ()
+        problems = (FORCED,) if answer.forced else ()
         return _about(*where, probabilities, vote, prefix=answer.prefix, problems=problems, audio=heard)
     if isinstance(answer, Generation):
         reading, problems = _read(answer, emotions)

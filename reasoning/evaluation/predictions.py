@@ -21,6 +21,8 @@ WRITTEN = ("verbalized", "guided", "guided_mean")
 lets shares do nothing but add up. guided_mean: the mean of SAMPLES such answers, sampled at temperature 1."""
 READOUTS = ("label", *WRITTEN)
 SAMPLES = 8
+FORCED = "forced"
+"""The problem of own thinking that had no end and was closed for it. The answer after it counts."""
 _BETWEEN = "\n\n"
 _KNOWN = {
     "readout": (*READOUTS, "none"),
@@ -40,9 +42,9 @@ class Prediction:
 
     fold: the one that is held out, on dev lines too. votes: counts. probabilities: a distribution, or None when the
     answer was unusable. prefix: what stood before the label readout (no_think, own_think), None for other readouts.
-    vote: the emotion after Vote, or the most likely label. problems: as `reasoning.response` names them, and "forced"
-    for own thinking that had to be closed. text: what the model wrote; under guided_mean `join_answers` of all of it.
-    audio: the file really given, relative to the corpus root.
+    vote: the emotion after Vote, or the most likely label. problems: as `reasoning.response` names them, and FORCED.
+    text: what the model wrote; under guided_mean `join_answers` of all of it. audio: the file really given, relative to
+    the corpus root.
     """
 
     system: str
@@ -81,6 +83,14 @@ class Prediction:
     def to_json(self) -> str:
         """The line, without its newline."""
         return json.dumps(asdict(self), ensure_ascii=False)
+
+
+def in_order(series: Iterable[Series]) -> list[Series]:
+    """Each series once: systems in the order in which they come, of one system readouts and controls as known here."""
+    found = list(dict.fromkeys(series))
+    systems = list(dict.fromkeys(system for system, _, _ in found))
+    readouts, controls = _KNOWN["readout"], _KNOWN["control"]
+    return sorted(found, key=lambda s: (systems.index(s[0]), readouts.index(s[1]), controls.index(s[2])))
 
 
 def join_answers(texts: Iterable[str]) -> str:

@@ -22,6 +22,9 @@ INTERVAL_RULE = (
     "differences are paired on identical clips"
 )
 
+ALIKE = ("model_fingerprint", "engine", "level", "prompt_fingerprint", "max_new_tokens")
+"""What one system has in common on all folds; the adapter is each fold's own."""
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -55,18 +58,22 @@ class Protocol:
         return [f"{name.replace('_', ' ')}: {value}" for name, value in asdict(self).items()]
 
 
-def protocol_of(runs: Sequence[RunRecord], test: Sequence[Prediction]) -> Protocol:
-    """The protocol of pooled runs. test: one series' test lines, the same clips as every other's.
-
-    Raises EvaluationError when the runs cannot be pooled: another corpus, other emotions, another number of folds, or
-    one system asked in two ways.
-    """
+def check_poolable(runs: Sequence[RunRecord]) -> None:
+    """Raises EvaluationError when runs cannot be pooled: another corpus, other emotions, another number of folds, or
+    one system that is two models or was asked in two ways."""
     first = runs[0]
     for run in runs:
         for name in ("corpus", "corpus_fingerprint", "emotions", "folds"):
             if getattr(run, name) != getattr(first, name):
                 what = f"{run.system!r} of fold {run.fold} has {getattr(run, name)!r}, others {getattr(first, name)!r}"
                 raise EvaluationError(what, field=name, cure="pool only runs on one corpus, prepared once")
+    for name in ALIKE:
+        _each(runs, name)
+
+
+def protocol_of(runs: Sequence[RunRecord], test: Sequence[Prediction]) -> Protocol:
+    """The protocol of runs that `check_poolable` lets pass. test: one series' test lines, every other's clips too."""
+    first = runs[0]
     return Protocol(
         corpus=first.corpus,
         statement=first.statement,
@@ -82,8 +89,9 @@ def protocol_of(runs: Sequence[RunRecord], test: Sequence[Prediction]) -> Protoc
         unparseable_rule=UNPARSEABLE_RULE,
         readouts=(
             "label: softmax over the labels right after `Vote:` (prefix no_think: no thinking before it; own_think: "
-            "the model's own); verbalized: the Shares that the model wrote, freely; guided: the same where the answer "
-            "grammar gives every token that breaks it probability zero; guided_mean: the mean of several such"
+            "the model's own, closed for it where it had no end: forced); verbalized: the Shares that the model wrote, "
+            "freely; guided: the same where the answer grammar gives every token that breaks it probability zero; "
+            "guided_mean: the mean of several such"
         ),
         prompt_level=_each(runs, "level"),
         decoding=(

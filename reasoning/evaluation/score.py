@@ -26,8 +26,8 @@ from reasoning.evaluation.human import (
     sampling_floor,
 )
 from reasoning.evaluation.metrics import METRICS, additive_metrics, confusion_parts, entropy_bins
-from reasoning.evaluation.predictions import Prediction, Series
-from reasoning.evaluation.protocol import protocol_of
+from reasoning.evaluation.predictions import Prediction, Series, in_order
+from reasoning.evaluation.protocol import check_poolable, protocol_of
 from reasoning.evaluation.record import RunRecord
 from reasoning.evaluation.statistics import Additive, few_speakers_note, jackknife_interval, mean_of
 
@@ -76,8 +76,10 @@ class Scored:
 def score(predictions: Sequence[Prediction], runs: Sequence[RunRecord]) -> dict[str, Any]:
     """The content of scores.json for pooled predictions (see `predictions.pool`) and the records of their runs.
 
-    Raises EvaluationError when systems do not answer for the same clips, naming the difference.
+    Raises EvaluationError when the runs cannot be pooled or systems do not answer for the same clips, naming the
+    difference.
     """
+    check_poolable(runs)
     test, dev = _by_series(predictions, "test"), _by_series(predictions, "dev")
     if not test:
         raise EvaluationError("no prediction of a test clip", cure="run the `equivox evaluate` command to its end")
@@ -94,7 +96,7 @@ def score(predictions: Sequence[Prediction], runs: Sequence[RunRecord]) -> dict[
         "systems": [_system(s) for s in scored],
         "comparisons": compare_all(scored),
         "human": _human(scored, runs),
-        "controls": {fold: {"shuffled": run.shuffled} for fold, run in by_fold.items() if run.shuffled},
+        "controls": {str(run.fold): {"shuffled": run.shuffled} for run in runs if run.shuffled},
         "baselines": {fold: dict(run.fitted) for fold, run in by_fold.items()},
         "runs": [_run(run) for run in runs],
     }
@@ -105,7 +107,7 @@ def _by_series(predictions: Sequence[Prediction], split: str) -> dict[Series, di
     for line in predictions:
         if line.split == split:
             found.setdefault(line.series, {})[line.id] = line
-    return found
+    return {series: found[series] for series in in_order(found)}
 
 
 def _shared_ids(test: Mapping[Series, Mapping[str, Prediction]]) -> list[str]:
@@ -115,11 +117,17 @@ def _shared_ids(test: Mapping[Series, Mapping[str, Prediction]]) -> list[str]:
         missing = sorted(everything - set(lines))
         if missing:
             some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            cure = "run its `equivox evaluate` command on every fold, with the same --readouts, --controls and --limit"
+            if series[2] != "none":
+                there = ", ".join(str(fold) for fold in sorted({line.fold for line in lines.values()}))
+                cure += (
+                    f"; or, to do without, delete the lines with this control from predictions.jsonl of fold {there}"
+                )
             raise EvaluationError(
                 f"has no answer for {len(missing)} of the {len(everything)} clips that others answer ({some}); "
                 "differences are paired on identical clips",
                 row="/".join(series),
-                cure="run its `equivox evaluate` command again, on the same folds, controls and --limit as the others",
+                cure=cure,
             )
     return sorted(everything)
 

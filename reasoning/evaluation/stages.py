@@ -20,7 +20,7 @@ from reasoning.errors import EvaluationError
 from reasoning.evaluation.comparisons import NON_INFERIORITY_MARGIN, sentence, verdict_of
 from reasoning.evaluation.human import RATERS, enough_votes, raters_against_the_rest, sampling_floor
 from reasoning.evaluation.metrics import PROPER, per_clip
-from reasoning.evaluation.predictions import SAMPLES, Prediction
+from reasoning.evaluation.predictions import FORCED, READOUTS, SAMPLES, Prediction
 from reasoning.evaluation.statistics import Array, Interval, few_speakers_note, jackknife_interval, mean_of
 from reasoning.grounding import Levels, is_measured
 from reasoning.response import read_response
@@ -31,12 +31,14 @@ JUDGED = ("jsd_bits", *PROPER)
 
 SAID = {
     "helps": "jsd_bits falls, and a proper score agrees",
-    "sharpens": "jsd_bits falls, but no proper score agrees",
-    "does not help": f"a gain of {NON_INFERIORITY_MARGIN:g} jsd_bits or more is excluded",
+    "sharpens": "jsd_bits falls, but the proper scores do not agree",
+    "does not help": f"a gain of {NON_INFERIORITY_MARGIN:g} jsd_bits is excluded, and the proper scores do not gain",
     "hurts": "jsd_bits rises, and a proper score agrees",
     "undecided": "the interval leaves room for a gain and for none: more clips, speakers or seeds would tell",
 }
 """What may be said of a stage over the one that it stands on, and the rule."""
+
+_SAID_OF = {"better": "helps", "sharpening": "sharpens", "worse": "hurts"}
 
 REFERENCES = ("training_prior", "linear_probe")
 """Baselines that are shown beside the stages."""
@@ -60,19 +62,21 @@ class Told:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One stage and readout. scores: name -> (N,) of each clip, means over seeds, the same clips for all stages; NaN
-    where a clip is not judged. by_seed: name -> each seed's mean over clips."""
+    """One stage and readout. by_seed: seed -> name -> (N,), the score of each clip, the same clips for all stages and
+    seeds; NaN where a clip is not judged."""
 
     name: str
     readout: str
-    seeds: tuple[str, ...]
     speakers: tuple[str, ...]
-    scores: Mapping[str, Array]
-    by_seed: Mapping[str, tuple[float, ...]]
+    by_seed: Mapping[str, Mapping[str, Array]]
 
     @property
     def title(self) -> str:
         return self.name if self.readout == "none" else f"{self.name} {self.readout}"
+
+    def scores(self, key: str, seeds: Sequence[str] = ()) -> Array:
+        """(N,) of each clip: its mean over these seeds, without any over all."""
+        return np.mean([self.by_seed[seed][key] for seed in seeds or self.by_seed], axis=0)
 
 
 def compare_stages(predictions: Sequence[Prediction], told: Told) -> dict[str, Any]:
@@ -108,14 +112,18 @@ def pool_seeds(predictions: Sequence[Prediction], told: Told) -> list[Stage]:
     if not any(readout != "none" for _, readout in series):
         raise EvaluationError("hold no answer of a model to a test clip", field="runs")
     wanted = sorted({line.id for seeds in series.values() for lines in seeds.values() for line in lines})
-    ordered = sorted(series.items(), key=lambda item: item[0][1] != "none")
+    names = list(dict.fromkeys(name for name, _ in series))
+    readouts = ("none", *READOUTS)
+    ordered = sorted(
+        series.items(), key=lambda item: (item[0][1] != "none", names.index(item[0][0]), readouts.index(item[0][1]))
+    )
     return [_stage(name, readout, seeds, wanted, told) for (name, readout), seeds in ordered]
 
 
 def _stage(
     name: str, readout: str, seeds: Mapping[str, Sequence[Prediction]], wanted: Sequence[str], told: Told
 ) -> Stage:
-    scores, speakers = [], ()
+    scores, speakers = {}, ()
     for seed, lines in seeds.items():
         by_id = {line.id: line for line in lines}
         missing = [i for i in wanted if i not in by_id]
@@ -124,22 +132,22 @@ def _stage(
             cure = "give all evaluations the same --fold and --limit"
             raise EvaluationError(what, row=f"{name}@{seed}/{readout}", cure=cure)
         lines = [by_id[i] for i in wanted]
-        scores.append(_scores(lines, readout, told))
+        scores[seed] = _scores(lines, readout, told)
         speakers = tuple(line.speaker for line in lines)
-    means = {key: np.mean([s[key] for s in scores], axis=0) for key in scores[0]}
-    by_seed = {key: tuple(float(np.nanmean(s[key])) for s in scores) for key in scores[0]}
-    return Stage(name, readout, tuple(seeds), speakers, means, by_seed)
+    return Stage(name, readout, speakers, scores)
 
 
 def _scores(lines: Sequence[Prediction], readout: str, told: Told) -> dict[str, Array]:
-    """name -> (N,) of one seed; of what is written closeness, whether it reads, and of its answers, means where
-    guided_mean takes several, tokens and the Voice line's truth: NaN where nothing could be measured, as the reward
-    does not judge such a clip."""
+    """name -> (N,) of one seed; of a label readout after own thinking, whether that had to be closed by force; of what
+    is written closeness, whether it reads, and of its answers, means where guided_mean takes several, tokens and the
+    Voice line's truth: NaN where nothing could be measured, as the reward does not judge such a clip."""
     k = len(lines[0].votes)
     failed = np.array([line.probabilities is None for line in lines])
     probs = [line.probabilities or (1 / k,) * k for line in lines]
     found = per_clip([line.votes for line in lines], probs, failed)
     scores = {key: found[key] for key in JUDGED}
+    if readout == "label" and lines[0].system in told.thinks:
+        scores["forced"] = np.array([FORCED in line.problems for line in lines], dtype=float)
     if readout in ("label", "none"):
         return scores
     scores |= {"closeness": 1 - found["jsd_bits"], "parsed": (~failed).astype(float)}
@@ -154,6 +162,8 @@ def _scores(lines: Sequence[Prediction], readout: str, told: Told) -> dict[str, 
             shares = [_grounded(line, own, told) / n for line, own in zip(lines, levels, strict=True)]
             if any(map(is_measured, levels)):
                 scores[key] = np.array(shares)
+        if {"grounding", "grounding_swapped"} <= scores.keys():
+            scores["grounding_heard"] = scores["grounding"] - scores["grounding_swapped"]
     return scores
 
 
@@ -174,7 +184,10 @@ def _under(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
 
 
 def _compare(stage: Stage, under: Stage) -> dict[str, Any]:
-    differences = {key: _interval(stage.scores[key] - under.scores[key], stage.speakers) for key in JUDGED}
+    seeds = _common_seeds(stage, under)
+    differences = {
+        key: _interval(stage.scores(key, seeds) - under.scores(key, seeds), stage.speakers) for key in JUDGED
+    }
     verdict = verdict_of(differences)
     return {
         "stage": stage.name,
@@ -182,28 +195,46 @@ def _compare(stage: Stage, under: Stage) -> dict[str, Any]:
         "readout": stage.readout,
         "title": f"{stage.title} over {under.name}",
         "metrics": {key: interval.to_dict() for key, interval in differences.items()},
+        "seeds": seeds,
         "verdict": verdict,
         "said": _said(verdict, differences["jsd_bits"]),
-        "sentence": sentence(stage.title, under.title, differences, None, verdict, "system"),
+        "sentence": sentence(stage.title, under.title, differences, None, "system"),
     }
 
 
+def _common_seeds(stage: Stage, under: Stage) -> list[str]:
+    """The seeds that both were trained with, so that a seed that one lacks is not taken for the stage's doing; none
+    where one has no seed, as an untrained model."""
+    if "" in (*stage.by_seed, *under.by_seed):
+        return []
+    if common := [seed for seed in stage.by_seed if seed in under.by_seed]:
+        return common
+    what = f"has no seed in common with {under.name}, which it is compared with"
+    raise EvaluationError(what, row=stage.name, field="seeds", cure="train and evaluate both with the same seeds")
+
+
 def _said(verdict: str, jsd: Interval) -> str:
-    if verdict != "unclear":
-        return {"better": "helps", "sharpening": "sharpens", "worse": "hurts"}[verdict]
-    return "does not help" if jsd.low > -NON_INFERIORITY_MARGIN else "undecided"
+    if verdict in _SAID_OF:
+        return _SAID_OF[verdict]
+    return "does not help" if jsd.low > -NON_INFERIORITY_MARGIN and verdict != "ahead" else "undecided"
 
 
 def _figures(stage: Stage, told: Told) -> dict[str, Any]:
-    minutes = [told.minutes[f"{stage.name}@{seed}"] for seed in stage.seeds if f"{stage.name}@{seed}" in told.minutes]
+    systems = [f"{stage.name}@{seed}" for seed in stage.by_seed]
+    minutes = [told.minutes[system] for system in systems if system in told.minutes]
+    first, *others = stage.by_seed.values()
+    names = [key for key in first if all(key in other for other in others)]
     return {
         "name": stage.name,
         "readout": stage.readout,
         "title": stage.title,
-        "seeds": [seed for seed in stage.seeds if seed],
+        "seeds": [seed for seed in stage.by_seed if seed],
         "metrics": {
-            key: {**_interval(values, stage.speakers).to_dict(), "seeds": list(stage.by_seed[key])}
-            for key, values in stage.scores.items()
+            key: {
+                **_interval(stage.scores(key), stage.speakers).to_dict(),
+                "seeds": [float(np.nanmean(scores[key])) for scores in stage.by_seed.values()],
+            }
+            for key in names
         },
         "minutes": float(np.mean(minutes)) if minutes else None,
     }

@@ -18,6 +18,8 @@ _METRICS = {
     "parsed": "parsed ↑",
     "grounding": "grounding, its sound ↑",
     "grounding_swapped": "grounding, another's",
+    "grounding_heard": "grounding, difference ↑",
+    "forced": "thinking cut ↓",
     "tokens": "tokens",
 }
 _PANELS = ("jsd_bits", "brier")
@@ -25,9 +27,9 @@ _RULES = (
     "Verbalized closeness is 1 - jsd_bits of the written Shares; an answer that cannot be read scores as badly as "
     "possible. Grounding is the share of the Voice line's claims that are true, by the clip's own measured cues and by "
     "those of another speaker's clip with the same sentence: only the difference tells of hearing; a clip of which "
-    "nothing could be measured is left out. Tokens are of one written answer, of which guided_mean takes "
-    f"{SAMPLES} a clip. Minutes are of the stage's own training (DPO's with sampling its pairs), in the run that ended "
-    "it."
+    "nothing could be measured is left out. Thinking cut: answers whose thinking had no end and was closed by force "
+    f"before the label was read out. Tokens are of one written answer, of which guided_mean takes {SAMPLES} a clip. "
+    "Minutes are of the stage's own training (DPO's with sampling its pairs), in the run that ended it."
 )
 _POOLING = (
     "Seeds are pooled by the clip: a clip's score is the mean over seeds, and the 95% intervals are clustered by "

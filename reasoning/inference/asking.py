@@ -6,12 +6,17 @@ import hashlib
 from collections.abc import Sequence
 
 from reasoning.errors import ModelError
+from reasoning.inference.engine import Request
 from reasoning.response import THINK_CLOSE
 
 
-def close_thinking(text: str) -> tuple[str, bool]:
-    """(own thinking up to and with its closing tag, whether the tag had to be forced) of what a model wrote."""
-    before, tag, _ = text.partition(THINK_CLOSE)
+def own_thinking(request: Request) -> tuple[str, bool]:
+    """(the model's own thinking up to and with its closing tag, whether the tag had to be forced); none at no_think."""
+    if request.level != "think":
+        return "", False
+    if request.written is None:
+        raise ValueError(f"{request.id}: the label readout at level think stands on what the model wrote")
+    before, tag, _ = request.written.partition(THINK_CLOSE)
     return f"{before.rstrip()}\n{THINK_CLOSE}\n", not tag
 
 

@@ -9,15 +9,23 @@ from typing import Protocol
 
 import numpy as np
 
+PREFIX = {"no_think": "no_think", "think": "own_think"}
+"""Prompt level -> what stands before the label readout."""
+
 
 @dataclass(frozen=True)
 class Request:
-    """One clip to be asked about. audio: a file, samples at 16 kHz, or None for the text-only control."""
+    """One clip to be asked about. audio: a file, samples at 16 kHz, or None for the text-only control.
+
+    written: what the model wrote when asked this, greedily; at level think its label readout stands on the thinking in
+    it.
+    """
 
     id: str
     audio: Path | np.ndarray | None
     transcript: str | None
     level: str = "no_think"
+    written: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,5 +71,6 @@ class Engine(Protocol):
         ...
 
     def score_labels(self, requests: Sequence[Request]) -> Iterator[LabelScores]:
-        """The label readout for each request: softmax over the labels right after the answer prefix."""
+        """The label readout for each request: softmax over the labels right after the answer prefix, and at level think
+        after the thinking in what the model wrote."""
         ...

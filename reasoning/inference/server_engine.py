@@ -22,9 +22,9 @@ from reasoning.answer_grammar import answer_grammar
 from reasoning.audio import SAMPLE_RATE, read_audio
 from reasoning.emotions import EmotionSet
 from reasoning.errors import EvaluationError
-from reasoning.inference.asking import close_thinking, refuse_other_prompt, refuse_too_long, request_seed
+from reasoning.inference.asking import own_thinking, refuse_other_prompt, refuse_too_long, request_seed
 from reasoning.inference.endpoint import Endpoint, odd_answer, served_model
-from reasoning.inference.engine import Generation, LabelScores, Request
+from reasoning.inference.engine import PREFIX, Generation, LabelScores, Request
 from reasoning.inference.under_way import in_order
 from reasoning.models.families import Family, family_of
 from reasoning.models.generating import end_ids
@@ -78,10 +78,9 @@ class ServerEngine:
         model: str | None = None,
         checkpoint: LocalCheckpoint | None = None,
         concurrency: int = 16,
-        max_thinking_tokens: int = 400,
     ) -> None:
         self.endpoint, self.emotions, self.checkpoint = endpoint, emotions, checkpoint
-        self.concurrency, self.max_thinking_tokens = concurrency, max_thinking_tokens
+        self.concurrency = concurrency
         self.model, self.max_tokens = served_model(endpoint, model)
         self.prompter = Prompter(checkpoint, emotions) if checkpoint else None
 
@@ -137,13 +136,11 @@ class ServerEngine:
 
     def _label_scores(self, request: Request) -> LabelScores:
         assert self.prompter is not None
-        thinking, forced = "", False
-        if request.level == "think":
-            thinking, forced = close_thinking(self._written(request, self.max_thinking_tokens, 0.0, 0).text)
+        thinking, forced = own_thinking(request)
         labels = self.prompter.labels
         logps = [self._next_logps(request, thinking + ANSWER_PREFIX, step) for step in labels.steps]
         row = torch.softmax(torch.tensor(labels.sums(logps), dtype=torch.float64), dim=-1).tolist()
-        return LabelScores(request.id, tuple(row), "own_think" if request.level == "think" else "no_think", forced)
+        return LabelScores(request.id, tuple(row), PREFIX[request.level], forced)
 
     def _next_logps(self, request: Request, prefix: str, step: Step) -> list[float]:
         """Log-probabilities of the step's tokens after `prefix` and what the step stands on."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from reasoning.emotions import EmotionSet
-from reasoning.inference.asking import close_thinking
-from reasoning.inference.engine import Generation, LabelScores, Request
+from reasoning.inference.asking import own_thinking
+from reasoning.inference.engine import PREFIX, Generation, LabelScores, Request
 from reasoning.models.answer_head import add_answer_head
 from reasoning.models.generating import generate_ids, stop_ids
 from reasoning.models.guide import Guide
@@ -23,7 +23,7 @@ WHOLE = {"top_k": 0, "top_p": 1.0}
 
 
 class TransformersEngine:
-    """Engine over a loaded model. batch_size: clips at a time. max_thinking_tokens: for the own_think label readout."""
+    """Engine over a loaded model. batch_size: clips at a time."""
 
     name = "transformers"
 
@@ -34,9 +34,8 @@ class TransformersEngine:
         *,
         batch_size: int = 8,
         memory: AudioMemory | None = None,
-        max_thinking_tokens: int = 400,
     ) -> None:
-        self.loaded, self.batch_size, self.max_thinking_tokens = loaded, batch_size, max_thinking_tokens
+        self.loaded, self.batch_size = loaded, batch_size
         self.prompter = Prompter(loaded, emotions)
         self.memory = memory or loaded.memory()
         self.stop_ids = stop_ids(loaded)
@@ -79,13 +78,10 @@ class TransformersEngine:
     def score_labels(self, requests: Sequence[Request]) -> Iterator[LabelScores]:
         """The label readout: after the bare answer prefix (no_think), or after the model's own thinking (own_think)."""
         for part in self._batches(requests, self.batch_size):
-            thoughts = self._own_thinking([r for r in part if r.level == "think"])
-            prefixes = [thoughts[r.id][0] if r.level == "think" else "" for r in part]
-            for request, row in zip(part, self._after(part, prefixes).tolist(), strict=True):
-                if request.level == "think":
-                    yield LabelScores(request.id, tuple(row), "own_think", thoughts[request.id][1])
-                else:
-                    yield LabelScores(request.id, tuple(row), "no_think")
+            thoughts = [own_thinking(request) for request in part]
+            rows = self._after(part, [text for text, _ in thoughts]).tolist()
+            for request, row, (_, forced) in zip(part, rows, thoughts, strict=True):
+                yield LabelScores(request.id, tuple(row), PREFIX[request.level], forced)
 
     def score_labels_after(self, requests: Sequence[Request], thinking: Mapping[str, str]) -> Iterator[LabelScores]:
         """The label readout after thinking that is given, by request id: `label_teacher_forced`, a diagnostic only."""
@@ -120,11 +116,6 @@ class TransformersEngine:
             heard = list(self.memory.hear(sources, [r.id for r in requests]))
         prompts = [self.prompter.prompt_ids(r.transcript, h, r.level) for r, h in zip(requests, heard, strict=True)]
         return prompts, heard
-
-    def _own_thinking(self, requests: Sequence[Request]) -> dict[str, tuple[str, bool]]:
-        """id -> (own thinking up to and with its closing tag, whether the tag had to be forced)."""
-        written = self.generate(requests, max_new_tokens=self.max_thinking_tokens) if requests else ()
-        return {generation.id: close_thinking(generation.text) for generation in written}
 
     @torch.no_grad()
     def _label_probabilities(self, prompts: Sequence[Sequence[int]], heard: Sequence[Heard | None]) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 
 from reasoning.answer_grammar import answer_grammar
 from reasoning.emotions import EmotionSet
-from reasoning.inference.asking import close_thinking, refuse_too_long, request_seed
-from reasoning.inference.engine import Generation, LabelScores, Request
+from reasoning.inference.asking import own_thinking, refuse_too_long, request_seed
+from reasoning.inference.engine import PREFIX, Generation, LabelScores, Request
 from reasoning.inference.local_vllm import Embedded, LocalVllm, embed
 from reasoning.models.label_trie import Step
 from reasoning.models.loading import best_device, load_model
@@ -35,7 +35,6 @@ class VllmEngine:
         *,
         dtype: str = "float32",
         batch_size: int = 64,
-        max_thinking_tokens: int = 400,
     ) -> None:
         # Loaded whole, kept in part: the tower and the projector. The rest is freed when this function returns.
         loaded = load_model(checkpoint, dtype=getattr(torch, dtype))
@@ -43,7 +42,7 @@ class VllmEngine:
         self.memory = loaded.memory()
         self.projector = loaded.projector
         self.prompter = Prompter(loaded, emotions)
-        self.batch_size, self.max_thinking_tokens = batch_size, max_thinking_tokens
+        self.batch_size = batch_size
         self.vllm = LocalVllm(loaded, dtype=dtype, max_num_seqs=batch_size)
 
     def generate(
@@ -79,18 +78,14 @@ class VllmEngine:
         labels = self.prompter.labels
         options = [{"temperature": 0.0, "max_tokens": 1, "logprob_token_ids": list(s.tokens)} for s in labels.steps]
         for part in self._batches(requests):
-            thinking = [r for r in part if r.level == "think"]
-            written = self.generate(thinking, max_new_tokens=self.max_thinking_tokens)
-            thoughts = {g.id: close_thinking(g.text) for g in written}
-            prefixes = [thoughts.get(r.id, ("", False))[0] + ANSWER_PREFIX for r in part]
-            bare = self._prompts(part, prefixes, labels.depth)
+            thoughts = [own_thinking(request) for request in part]
+            bare = self._prompts(part, [text + ANSWER_PREFIX for text, _ in thoughts], labels.depth)
             prompts = [Embedded(p.row, [*p.ids, *step.prefix], p.audio) for p in bare for step in labels.steps]
             answers = (output.outputs[0] for output in self.vllm.ask(prompts, options * len(part)))
-            for request in part:
+            for request, (_, forced) in zip(part, thoughts, strict=True):
                 logps = [_logps_of(next(answers), step) for step in labels.steps]
                 row = torch.softmax(torch.tensor(labels.sums(logps), dtype=torch.float64), dim=-1).tolist()
-                forced = request.id in thoughts and thoughts[request.id][1]
-                yield LabelScores(request.id, tuple(row), "own_think" if request.id in thoughts else "no_think", forced)
+                yield LabelScores(request.id, tuple(row), PREFIX[request.level], forced)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         for start in range(0, len(requests), self.batch_size):

@@ -28,8 +28,10 @@ from trl import DPOConfig, DPOTrainer
 from reasoning.errors import ConfigError
 from reasoning.models.answer_head import Completions, add_answer_head
 from reasoning.models.loading import Loaded
+from reasoning.training.frozen import frozen_as_before
 from reasoning.training.objective import vote_kl_nats
 from reasoning.training.pairs import PairCollator
+from reasoning.training.schedule import WORKERS
 
 REFERENCE = "ref"
 """What TRL names its frozen copy of the adapter (projector included) that training starts from."""
@@ -83,7 +85,8 @@ class AudioDPOTrainer(DPOTrainer):
             return outputs[-1]
 
         given = {name: value for name, value in inputs.items() if name not in ("slots", "votes")}
-        loss = super()._compute_loss(policy, given, return_outputs=False)
+        with frozen_as_before(self.model):
+            loss = super()._compute_loss(policy, given, return_outputs=False)
         assert outputs[0].label_logits is not None
         kl = vote_kl_nats(outputs[0].label_logits[: len(votes)], votes).mean()
         mean = torch.as_tensor(self.accelerator.gather(kl.detach().reshape(1))).mean()
@@ -159,9 +162,10 @@ def refuse_unserved(args: DPOConfig) -> None:
         "gradient_checkpointing": "turns off the cache through which both answers share their prompt",
         "precompute_ref_log_probs": "would run in the constructor of TRL, before the model can hear",
         "use_weighting": "needs the sum of squared probabilities, which the answer head does not compute",
+        "dataloader_num_workers": WORKERS,
     }
     for name, why in refused.items():
         if getattr(args, name):
             # What YAML and the command line call it.
             field = "activation_checkpointing" if name == "gradient_checkpointing" else name
-            raise ConfigError(why, field=field, cure="set it to false")
+            raise ConfigError(why, field=field, cure="set it to false, or 0")

@@ -36,6 +36,7 @@ from reasoning.rollouts.drawing import FromRollouts, FromTransformers, Source, s
 from reasoning.rollouts.fitting import refuse_unfit
 from reasoning.rollouts.rollouts import Prompt, Rollouts
 from reasoning.rollouts.weights import to_send
+from reasoning.training.frozen import frozen_as_before
 from reasoning.training.objective import vote_kl_nats
 from reasoning.training.rewarding import Guard, agreement_weights
 from reasoning.training.schedule import EpochSampler
@@ -43,6 +44,9 @@ from reasoning.training.stopping import RandomState, rollout_rows, stopped
 
 PER_SAMPLE = ("clip_rows", "slots", "votes", "loud")
 """What each sample carries beside TRL's own keys; shuffled and split with them."""
+
+MEANS_OVER_ROWS = ("grpo", "sapo", "dr_grpo", "luspo")
+"""Loss types of TRL whose denominator counts rows; those of the others count tokens, which `tool_mask` has left."""
 
 
 class AudioGRPOTrainer(GRPOTrainer):
@@ -110,8 +114,15 @@ class AudioGRPOTrainer(GRPOTrainer):
         gathered = self.accelerator.gather(value.detach().reshape(1))
         return float(torch.as_tensor(gathered).mean())
 
+    def _alone(self) -> bool:
+        return self.accelerator.num_processes == 1
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        return torch.as_tensor(self.accelerator.reduce(values.detach(), reduction="sum"))
+
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
-        return EpochSampler(cast(Any, super()._get_train_sampler(dataset)), lambda: int(self.state.epoch or 0))
+        sampler = cast(Any, super()._get_train_sampler(dataset))
+        return EpochSampler(sampler, int(sampler.seed or 0), lambda: int(self.state.epoch or 0))
 
     # Generation
 
@@ -170,7 +181,8 @@ class AudioGRPOTrainer(GRPOTrainer):
         self._log_completion_extra("votes", [row["votes"] for row in inputs])
         weights = agreement_weights([row["votes"] for row in inputs], self._agreement_weight)
         self._log_completion_extra("agreement_weight", weights.tolist())
-        output = super()._generate_and_score_completions(inputs)
+        with frozen_as_before(self.model):
+            output = super()._generate_and_score_completions(inputs)
         mask = output["completion_mask"]
         device = mask.device
         loud = self._loud_samples(len(inputs)).to(device)
@@ -317,8 +329,8 @@ class AudioGRPOTrainer(GRPOTrainer):
             )
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        loud = inputs["loud"]
-        if loud.any() and not loud.all():
+        loud, alone = inputs["loud"], self._alone()
+        if alone and loud.any() and not loud.all():  # ranks keep the same number of rows: TRL gathers figures of each
             n = len(loud)
             inputs = {k: v[loud] if isinstance(v, Tensor) and v.dim() and len(v) == n else v for k, v in inputs.items()}
         self._pass_rows = inputs["clip_rows"].cpu()
@@ -327,9 +339,17 @@ class AudioGRPOTrainer(GRPOTrainer):
             loss = super()._compute_loss(model, {k: v for k, v in inputs.items() if k not in PER_SAMPLE})
         finally:
             self._pass_slots = None
-        has_slot = (inputs["slots"] >= 0) & inputs["loud"]
-        if self._kl_weight == 0 or self._label_logits is None or not has_slot.any():
+        if not alone and self.loss_type in MEANS_OVER_ROWS:
+            everywhere = self._sum_over_ranks(loud.float().sum())
+            loss = loss * len(loud) * self.accelerator.num_processes / everywhere.clamp(min=1)
+        if self._kl_weight == 0 or self._label_logits is None:
             return loss
-        kl = vote_kl_nats(self._label_logits[has_slot], inputs["votes"][has_slot]).mean()
-        self._metrics[self._mode()]["vote_kl"].append(self._mean_over_ranks(kl))
+        has_slot = (inputs["slots"] >= 0) & inputs["loud"]
+        kl = vote_kl_nats(self._label_logits[has_slot], inputs["votes"][has_slot]).sum()
+        # Every rank takes part, also one without a slot: DDP's mean over ranks is then the mean over all slots.
+        kl_everywhere, slots = self._sum_over_ranks(torch.stack([kl.detach(), has_slot.sum().to(kl)]))
+        if slots == 0:
+            return loss
+        self._metrics[self._mode()]["vote_kl"].append(float(kl_everywhere / slots))
+        kl = kl * self.accelerator.num_processes / slots
         return loss + self._kl_weight * kl / (self.current_gradient_accumulation_steps if self.model.training else 1)

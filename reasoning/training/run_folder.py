@@ -1,7 +1,8 @@
 """The folder of a training run: config.yaml, environment.json, metrics.jsonl, checkpoints, at the end the adapter.
 
 A folder with an adapter at its top is finished. A folder without one was interrupted: the same command resumes it from
-its last whole checkpoint; another configuration is refused.
+its last whole checkpoint; another configuration is refused, unless nothing was logged or saved yet: where a command was
+mistaken, the mended one begins anew.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def is_finished(folder: Path) -> bool:
     return (folder / ADAPTER).is_file() and (folder / BASE_RECORD).is_file()
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a run logged or saved anything there that another configuration would be mixed with."""
+    return (folder / METRICS).is_file() or (folder / ADAPTER).is_file() or any(folder.glob("checkpoint-*"))
+
+
 def start_run(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Write the resolved config and the environment; refuse a folder that holds a run of another configuration.
 
@@ -42,7 +48,7 @@ def start_run(folder: Path, config: Mapping[str, Any], defaults: Mapping[str, An
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CONFIG
-    if path.is_file():
+    if path.is_file() and has_begun(folder):
         if was := changes({**defaults, **yaml.safe_load(path.read_text())}, config):
             raise ConfigError(
                 f"{folder} holds a run of another configuration ({was})",

@@ -17,6 +17,7 @@ from reasoning.models.generating import generate_ids, stop_ids
 from reasoning.models.loading import Loaded
 from reasoning.models.memory import AudioMemory
 from reasoning.models.prompter import Prompter, prompt_batch
+from reasoning.rollouts.rollouts import Sampling
 from reasoning.training.collate import Row
 
 
@@ -37,12 +38,12 @@ def sample_answers(
     *,
     level: str,
     samples: int,
-    temperature: float,
-    max_new_tokens: int,
+    sampling: Sampling,
     seed: int,
 ) -> list[list[Sample]]:
     """`samples` answers to each row (`id`, `audio`, `transcript`), in their order; each prompt is computed once.
 
+    sampling: all of it is told to transformers, which fills in what is not: 50 tokens, or what a checkpoint says.
     The same rows and seed give the same answers, whatever was sampled before; rows asked together share their draws.
     """
     heard = memory.hear([Path(row["audio"]) for row in rows], [row["id"] for row in rows])
@@ -54,9 +55,8 @@ def sample_answers(
             loaded,
             prompt_batch(prompter, prompts, heard),
             samples=samples,
-            max_new_tokens=max_new_tokens,
             do_sample=True,
-            temperature=temperature,
+            **asdict(sampling),
         )
     ends = stop_ids(loaded)
     texts = [prompter.tokenizer.decode(ids, skip_special_tokens=True) for ids in written]

@@ -12,8 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl.trainer.utils import RepeatSampler
+
+WORKERS = "would encode each clip again, and go on with the votes of the first epoch"
+"""Why data loaders of SFT and DPO run in the main process: the collator and its audio memory live there."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +67,28 @@ class RolloutSchedule:
 
 
 class EpochSampler(Sampler[int]):
-    """TRL's order of clips, drawn for each epoch from seed + epoch.
+    """The order of clips of a sampler with a generator of its own, drawn for each epoch from seed + epoch.
 
-    TRL draws all epochs from one generator, which no checkpoint holds: a run resumed in its second epoch would go
-    through the clips in the order of the first.
+    TRL's and transformers' samplers draw all epochs from one generator whose state no checkpoint holds in time: a run
+    resumed in its second epoch would go through the clips in the order of the first.
     """
 
-    def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]) -> None:
-        self.sampler, self.epoch = sampler, epoch
+    def __init__(self, sampler: RepeatSampler | LengthGroupedSampler, seed: int, epoch: Callable[[], int]) -> None:
+        self.sampler, self.seed, self.epoch = sampler, seed, epoch
 
     def __iter__(self) -> Iterator[int]:
-        if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(int(self.sampler.seed or 0) + self.epoch())
+        generator = getattr(self.sampler, "generator", None)  # TRL's has none where it does not shuffle
+        if generator is not None:
+            generator.manual_seed(self.seed + self.epoch())
         return iter(self.sampler)
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+def same_when_resumed(sampler: Any, seed: int, epoch: Callable[[], int]) -> Any:
+    """transformers' sampler, of clips of a length together the one whose order a resumed run repeats."""
+    if not isinstance(sampler, LengthGroupedSampler):
+        return sampler
+    sampler.generator = torch.Generator()
+    return EpochSampler(sampler, seed, epoch)

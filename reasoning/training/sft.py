@@ -14,10 +14,12 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
+from reasoning.errors import ConfigError
 from reasoning.models.answer_head import add_answer_head
 from reasoning.models.loading import Loaded
 from reasoning.training.collate import AnswerCollator
 from reasoning.training.objective import IGNORE, response_nll_nats, vote_kl_nats
+from reasoning.training.schedule import WORKERS, same_when_resumed
 
 
 class AmbiguitySFTTrainer(SFTTrainer):
@@ -55,6 +57,10 @@ class AmbiguitySFTTrainer(SFTTrainer):
 
     model: torch.nn.Module
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        return same_when_resumed(sampler, int(self.args.seed), lambda: int(self.state.epoch or 0))
+
     def compute_loss(
         self,
         model: Any,
@@ -80,7 +86,8 @@ class AmbiguitySFTTrainer(SFTTrainer):
             loss = weighted / tokens.clamp(min=1) + self._kl_weight * kl
         else:
             # num_items_in_batch counts the tokens of all ranks and accumulation steps, and DDP averages over ranks.
-            ce = weighted / num_items_in_batch * self.accelerator.num_processes
+            ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            ce = weighted / num_items_in_batch * ranks
             loss = ce + self._kl_weight * kl / self.current_gradient_accumulation_steps
         parts = (ce_sum, output.top1.sum(), tokens, kl, torch.ones_like(kl), trace_sum, of_trace.sum())
         self._log_means(mode, torch.stack([part.detach().to(kl) for part in parts]))
@@ -94,6 +101,20 @@ class AmbiguitySFTTrainer(SFTTrainer):
         metrics["vote_kl"].append(kl / ranks)
         if trace_tokens:
             metrics["trace_ce"].append(trace / trace_tokens)
+
+
+def refuse_unserved(args: SFTConfig) -> None:
+    """Raise ConfigError on options of SFT that would be read by nobody: the loss and the collator are ours."""
+    served = {
+        "dataloader_num_workers": 0,
+        "loss_type": "nll",
+        "label_smoothing_factor": 0.0,
+        "pad_to_multiple_of": None,
+    }
+    why = {"dataloader_num_workers": WORKERS}
+    for name, value in served.items():
+        if getattr(args, name) != value:
+            raise ConfigError(why.get(name, "is not served"), field=name, cure=f"leave it out, or set it to {value}")
 
 
 class _NewVotesEachEpoch(TrainerCallback):

@@ -134,11 +134,23 @@ def trace(voice: str) -> str:
 
 def test_grounding_pairs_differ_in_the_voice_line_alone_which_the_measurement_contradicts():
     traces = {"a": trace(TRUE), "b": trace(FALSE)}
-    built = grounding_pairs([clip("a")], traces, {"a": LEVELS}, CREMA_D, words, contradictions=2, seed=0)
+    clips = [clip("a"), clip("b")]
+    built = grounding_pairs(clips, traces, {"a": LEVELS}, CREMA_D, words, contradictions=2, seed=0)
     (pair,) = built.pairs
     assert pair.chosen.replace(TRUE, FALSE) == pair.rejected
     assert len(ground(TRUE, LEVELS).true) == 3
     assert len(ground(FALSE, LEVELS).false) >= 2
+
+
+def test_grounding_pairs_take_no_line_of_a_clip_that_they_are_not_about():
+    """Traces of a whole corpus are there; "held out" is of a dev or test speaker."""
+    traces = {"a": trace(TRUE), "b": trace(FALSE), "held out": trace("very low pitch, quiet and slow pace")}
+    measured = dict.fromkeys(traces, LEVELS)
+    for seed in range(5):
+        both = grounding_pairs([clip("a"), clip("b")], traces, measured, CREMA_D, words, contradictions=2, seed=seed)
+        assert [FALSE in pair.rejected for pair in both.pairs] == [True]
+    alone = grounding_pairs([clip("a")], traces, measured, CREMA_D, words, contradictions=2, seed=0)
+    assert alone.left_out == Counter({("grounding", "no Voice line contradicts it enough"): 1})
 
 
 @pytest.mark.parametrize(

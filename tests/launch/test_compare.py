@@ -5,6 +5,7 @@ import importlib
 import json
 import shlex
 import subprocess
+import sys
 from dataclasses import asdict, replace
 from os import environ
 from pathlib import Path
@@ -24,8 +25,10 @@ from reasoning.evaluation.predictions import Prediction
 from reasoning.evaluation.record import RunRecord
 from reasoning.response import write_response
 
-# Writes its arguments down, one line a call, fails where $FAILS says so, and leaves what the real command leaves.
+# Writes its arguments down, one line a call, fails where $FAILS says so, and leaves what the real command leaves. Only
+# help is the real command's.
 EQUIVOX = """#!/usr/bin/env bash
+[ "$2" != --help ] || exec "$REAL" "$@"
 printf '%q ' "$@" >> "$EQUIVOX_CALLS" && echo >> "$EQUIVOX_CALLS"
 [ -z "$FAILS" ] || case "$*" in *"$FAILS"*) exit 2 ;; esac
 while [ $# -gt 0 ]; do
@@ -41,6 +44,9 @@ done
 """
 
 
+REAL = str(Path(sys.executable).parent / "equivox")
+
+
 class Clone:
     def __init__(self, home: Path) -> None:
         self.home, self.log = home, home.parent / "calls"
@@ -50,7 +56,7 @@ class Clone:
         done = subprocess.run(
             ["bash", str(self.home / "launch" / "compare.sh"), *options],
             cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
-            env={**environ, "EQUIVOX_CALLS": str(self.log), "FAILS": fails, "CI": "true"},
+            env={**environ, "EQUIVOX_CALLS": str(self.log), "FAILS": fails, "CI": "true", "REAL": REAL},
         )  # fmt: skip
         return done, [shlex.split(line) for line in self.log.read_text().splitlines()]
 
@@ -64,15 +70,20 @@ def systems(calls: list[list[str]]) -> list[str]:
     return [call[call.index("--name") + 1] for call in calls if call[0] == "evaluate"]
 
 
-STAGES = ["sft", "think", "think+dpo", "think+grpo", "think+grpo+gold", "think+grpo+kl"]
+STAGES = ["sft", "think", "think+sft", "think+dpo", "think+grpo", "think+grpo+gold", "think+grpo+kl"]
 
 
 def test_every_stage_of_every_seed_is_trained_and_evaluated_and_the_base_once(clone: Clone):
     done, calls = clone.compare("--seeds", "1 2")
     assert done.returncode == 0, done.stderr
     assert systems(calls) == ["base", *(f"{name}@{seed}" for seed in (1, 2) for name in STAGES)]
-    assert [call[0] for call in calls if call[0] in ("sft", "dpo", "grpo")] == ["sft", "sft", "dpo", *["grpo"] * 3] * 2
-    assert calls[-1][0] == "compare"
+    assert [call[0] for call in calls if call[0] in ("sft", "dpo", "grpo")] == [*["sft"] * 3, "dpo", *["grpo"] * 3] * 2
+    pages = [call for call in calls if call[0] == "compare"]
+    assert [len([part for part in call if "/eval_" in part]) for call in pages] == [
+        1 + len(STAGES),
+        1 + 2 * len(STAGES),
+    ]
+    assert calls[-1] == pages[-1], "a page after every seed"
     assert "runs/compare_studio/results.md" in done.stdout
     for name in STAGES:
         assert (clone.home / "runs/compare_studio/seed2" / name / "seconds").read_text().strip().isdigit()
@@ -154,7 +165,31 @@ def test_an_ablated_key_is_trained_with_each_value_on_top_of_its_stage(clone: Cl
     assert systems(calls) == ["think+trace_weight=0.5@1"]
 
 
-@pytest.mark.parametrize("options", [["--corpus", "crema_d"], ["--corpus", "x"], ["--of", "dpo"], ["--sed", "1"]])
+def test_the_page_is_written_where_the_user_is(clone: Clone):
+    done, calls = clone.compare("--seeds", "1", "--page", "results.md")
+    assert done.returncode == 0, done.stderr
+    assert calls[-1][calls[-1].index("--markdown") + 1] == "//results.md"
+    assert "--page results.md" in calls[-1][-1]
+
+
+@pytest.mark.parametrize(
+    "options", [["--ablate", "nonsense=1"], ["--ablate", "kl_weigh=1"], ["--ablate", "trace_weight=1"]]
+)
+def test_a_key_that_the_ablated_command_lacks_is_refused_before_anything_runs(clone: Clone, options: list[str]):
+    done, calls = clone.compare(*options)
+    assert done.returncode == 2
+    assert "compare: --ablate" in done.stderr
+    assert "equivox grpo has no" in done.stderr
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--corpus", "crema_d"], ["--corpus", "x"], ["--of", "dpo"], ["--sed", "1"], ["--ablate", "kl_weight"],
+        ["--ablate", "kl_weight="], ["--ablate", "rewards=my/x.py:f"],
+    ],
+)  # fmt: skip
 def test_wrong_options_are_refused_before_anything_runs(clone: Clone, options: list[str]):
     done, calls = clone.compare(*options)
     assert done.returncode == 2

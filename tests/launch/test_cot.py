@@ -6,8 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_builders.rows import read_corpus
-from data_builders.traces.trace_file import read_trace_rows, read_traces
+from data_builders.traces.trace_file import TraceRow, read_trace_rows, read_traces, write_traces
+from launch.arguments import DataArguments
 from launch.prepare import main
+from launch.training import training_rows, with_thinking
 from reasoning.errors import ConfigError, EvaluationError
 
 
@@ -62,6 +64,25 @@ def test_a_teacher_writes_and_nonsense_is_rejected_by_reason(corpus, tmp_path, h
     assert "kept          0 of 24" in printed
     rows = read_trace_rows(out, read_corpus(corpus))
     assert {(row.writer, row.verdict, row.reasons) for row in rows} == {("teacher sage", "rejected", ("bad_layout",))}
+
+
+def test_clips_that_were_compared_with_other_speakers_are_counted(corpus, tmp_path, capsys):
+    clips = read_corpus(corpus).clips
+    main(["cot", "--data", str(corpus), "--out", str(tmp_path / "t.parquet"), "--workers", "1", "--show", "0"])
+    assert len({clip.speaker for clip in clips}) > 2, "so that none has the ten clips of its own"
+    assert f"compared      {len(clips)} clips with other speakers too" in capsys.readouterr().out
+
+
+def test_training_says_who_wrote_its_traces_and_whether_they_saw_the_votes(corpus, tmp_path, capsys):
+    data = DataArguments(data=str(corpus), level="think")
+    read, rows = training_rows(data)
+    file = tmp_path / "traces.parquet"
+    writers = [("sage", True, "kept"), ("template 2", False, "kept"), ("nobody", True, "rejected")]
+    write_traces(file, [TraceRow(r["id"], "", *who, ()) for r, who in zip(rows, writers, strict=False)], read)
+    assert len(with_thinking(rows, read, "think", str(file))) == 2
+    printed = capsys.readouterr().out
+    assert f"2 of {len(rows)} training clips have a verified trace" in printed
+    assert "traces by sage (the writer saw the votes), template 2 (the writer did not see the votes)\n" in printed
 
 
 def test_a_teacher_without_a_name_or_a_server_is_one_error(corpus, tmp_path, free_port):

@@ -64,6 +64,17 @@ def test_the_report_beside_the_pairs_adds_up(finished):
     assert told["token_difference_after"]["all"] == pytest.approx(sum(differences) / len(pairs), abs=1e-3)
 
 
+def test_what_was_sampled_otherwise_than_from_the_whole_policy_is_refused(finished, trained_checkpoint, tmp_path):
+    whole = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert json.loads(finished.with_suffix(".json").read_text())["policy"].items() >= whole.items()
+    head, *answers = finished.with_suffix(".samples.jsonl").read_text().splitlines(keepends=True)
+    before = {key: value for key, value in json.loads(head).items() if key not in whole}  # as it was once written
+    out = tmp_path / "old.parquet"
+    out.with_suffix(".samples.jsonl").write_text(json.dumps(before) + "\n" + "".join(answers))
+    with pytest.raises(ConfigError, match=r"sampled otherwise \(min_p was None, is 0.0, .*top_k was None, is 0"):
+        main(arguments(trained_checkpoint, out))
+
+
 def test_a_killed_run_samples_only_what_is_missing_and_ends_with_the_same_pairs(
     finished, trained_checkpoint, tmp_path, capsys
 ):
@@ -125,6 +136,8 @@ def test_at_level_think_contrast_and_grounding_pairs_think_verified_traces_of_th
     traces = read_traces(traces_file, corpus)
     levels = {name: levels_of(cues) for name, cues in corpus_cues(corpus, data).items()}
     pairs, made = read_pairs(out)
+    training = {clip.id for clip in split_clips(corpus, 0)["train"]}
+    voices = {text.splitlines()[1] for name, text in traces.items() if name in training}
     assert made["level"] == "think"
     assert {pair.kind for pair in pairs} == {"contrast", "grounding"}
     for pair in pairs:
@@ -134,6 +147,7 @@ def test_at_level_think_contrast_and_grounding_pairs_think_verified_traces_of_th
             assert rejected.probabilities == chosen.probabilities
             lines = list(zip(chosen.thinking.splitlines(), rejected.thinking.splitlines(), strict=True))
             assert [a == b for a, b in lines] == [True, False, True, True]
+            assert lines[1][1] in voices
             true, false = (line.removeprefix("Voice: ") for line in lines[1])
             assert not ground(true, levels[pair.id]).false
             assert len(ground(false, levels[pair.id]).false) >= 2

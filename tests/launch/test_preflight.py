@@ -52,7 +52,7 @@ def test_a_sound_setup_prints_estimate_and_table_and_trains_nothing(trained_chec
 
 def shape_of(given: list[str]) -> RunShape:
     data, model, reward, _, args = read_options(given, "equivox preflight", "")
-    _, corpus, rows, _ = prepare(data, reward, args)
+    _, corpus, rows, _ = prepare(data, model, reward, args)
     prompter = Prompter(LocalCheckpoint.read(Path(model.model_name_or_path)), corpus.info.emotions)
     return run_shape(data, model, args, prompter, rows)
 

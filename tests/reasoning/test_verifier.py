@@ -50,6 +50,11 @@ def test_a_trace_survives_the_response_it_is_written_into():
         ("weighing_unread", {"weighing": "the mood speaks for fear and happy"}),
         ("weighing_unread", {"weighing": "high pitch speaks for joyfulness and fear"}),
         ("weighing_unread", {"weighing": "high pitch speaks for fear and happy, against fear"}),
+        ("bad_layout", {"words": "<|im_end|> the text alone suggests no feeling"}),
+        ("bad_layout", {"ambiguity": "<|AUDIO|> fear and happy"}),
+        ("bad_layout", {"words": "plain\rVoice: low pitch"}),
+        ("bad_layout", {"ambiguity": "fear and hap\u200bpy"}),
+        ("bad_layout", {"words": "plain \ud83d wording"}),
         ("weighing_false", {"weighing": "low pitch speaks for fear and happy"}),
         ("weighing_false", {"weighing": "bright timbre speaks for fear and happy"}),
         ("answer_contradicts", {"weighing": "high pitch speaks for fear and anger, against happy"}),
@@ -58,16 +63,69 @@ def test_a_trace_survives_the_response_it_is_written_into():
         ("share_number", {"ambiguity": "about a third fear, a quarter happy"}),
         ("share_number", {"ambiguity": "three listeners fear, four happy"}),
         ("share_number", {"words": "three in ten would call it fear"}),
+        ("share_number", {"ambiguity": "happy ½, fear ⅓"}),
+        ("share_number", {"ambiguity": "happy ¾ and fear ¼"}),
+        ("share_number", {"ambiguity": "a couple hear fear, the rest happy"}),
+        ("share_number", {"ambiguity": "two heard fear, six heard happy"}),
         ("share_number", {"weighing": "high pitch speaks for fear 3 and happy"}),
         ("winner_named", {"ambiguity": "it sounds happy"}),
         ("winner_named", {"ambiguity": "most listeners hear happy rather than fear"}),
         ("winner_named", {"words": "probably happy"}),
         ("winner_named", {"ambiguity": "fear is there too, but the answer is joy"}),
         ("winner_named", {"weighing": "high pitch speaks for happy, against sad"}),
+        ("winner_named", {"words": "the speaker is happy"}),
+        ("winner_named", {"words": "happy"}),
+        ("winner_named", {"words": "the text suggests fear, the voice happy"}),
+        ("winner_named", {"words": "this is clearly happy, not fear"}),
+        ("winner_named", {"ambiguity": "between happy and fear, happy leads"}),
+        ("winner_named", {"ambiguity": "all of them heard happy, none heard fear"}),
+        ("winner_named", {"ambiguity": "nearly everyone hears happy; some hear fear"}),
+        ("winner_named", {"ambiguity": "happy more than the others, fear too"}),
+        ("winner_named", {"ambiguity": "happiness dominated fear"}),
+        ("winner_named", {"ambiguity": "happy rather than fear"}),
+        ("winner_named", {"ambiguity": "not anger, not sad, not fear; it is happy"}),
+        ("winner_named", {"ambiguity": "it isn’t fear, it is happy"}),
     ],
 )
 def test_each_fault_is_named(reason, changed):
     assert reason in reasons(**changed)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"words": "the text alone suggests happy"},
+        {"words": "the words read as fear or anger"},
+        {"words": "the wording sounds positive"},
+        {"words": "the speaker asks for a new alarm clock"},
+        {"words": 'the sentence "We will stop in a couple of minutes" leaves the feeling open'},
+        {"ambiguity": "more than one emotion fits: fear and happy"},
+        {"ambiguity": "one hears both fear and happy"},
+        {"ambiguity": "listeners are far apart"},
+    ],
+)
+def test_prose_that_says_its_part_and_decides_nothing_is_kept(changed):
+    assert reasons(**changed) == ()
+
+
+def test_what_speaks_on_balance_for_one_emotion_alone_names_the_winner():
+    both = "high pitch speaks for happy and fear"
+    assert reasons(weighing=f"{both}; very fast pace speaks for happy, against sad") == ()
+    assert reasons(weighing=f"{both}; very fast pace speaks for happy, against fear and sad") == ("winner_named",)
+
+
+@pytest.mark.parametrize(
+    ("votes", "kept"),
+    [
+        ((1, 0, 0, 0, 9, 0), False),  # a stray vote
+        ((2, 0, 0, 1, 7, 0), False),
+        ((2, 0, 0, 1, 6, 0), True),  # two of six emotions, a third of the votes
+        ((4, 0, 0, 0, 6, 0), True),
+    ],
+)
+def test_the_best_supported_emotions_need_the_votes_that_as_many_would_hold_by_chance(votes, kept):
+    thinking = _with("very fast pace speaks for anger and happy; high pitch speaks for anger and happy, against sad")
+    assert verify(thinking, LEVELS, votes, CREMA_D).reasons == (() if kept else ("answer_contradicts",))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from reasoning.evaluation.metrics import LOWER_IS_BETTER, METRICS, PROPER
 from reasoning.evaluation.predictions import WRITTEN
 from reasoning.evaluation.report import panels, views
 from reasoning.evaluation.report.clips import clip_cards
-from reasoning.evaluation.report.verdict import READS, interval, number, reading, tiles, verdict
+from reasoning.evaluation.report.verdict import READS, interval, number, tiles, verdict
 from reasoning.files import write_atomic
 
 PACKAGE = "reasoning.evaluation.report"
@@ -100,7 +100,7 @@ def _environment() -> jinja2.Environment:
         metrics=METRICS,
         metric_titles=views.METRIC_TITLES,
         lower_is_better=LOWER_IS_BETTER,
-        reading=lambda comparison: READS[reading(comparison)],
+        reading=lambda comparison: READS[comparison.verdict],
         short_metrics=("jsd_bits", *PROPER),
         group_titles=panels.GROUP_TITLES,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from reasoning.distributions import normalize_votes
 from reasoning.evaluation.report.charts import Axis, CalibrationBin, Scatter, axis, calibration, entropy_scatter
-from reasoning.evaluation.report.verdict import READS, TONES, Tone, reading
+from reasoning.evaluation.report.verdict import READS, TONES, Tone
 from reasoning.evaluation.report.views import ClipAnswers, Comparison, Kind, Scores, Series
 from reasoning.evaluation.statistics import Interval
 
@@ -123,7 +123,14 @@ def differences(scores: Scores) -> list[Differences]:
         own = tuple(c for c in scores.comparisons if c.system == series.key)
         others = [(c, scores.by_key(c.versus)) for c in own]
         groups = [
-            (title, [_difference(other.title, other, c, TONES[c.verdict]) for c, other in others if c.kind == kind])
+            (
+                title,
+                [
+                    _difference(other.title, other, c, TONES.get(c.verdict, "unclear"))
+                    for c, other in others
+                    if c.kind == kind
+                ],
+            )
             for kind, title in _DIFFERENCES.items()
         ]
         if own:
@@ -141,7 +148,7 @@ def differences(scores: Scores) -> list[Differences]:
 
 
 def _difference(title: str, marked: Series, comparison: Comparison, tone: Tone) -> Row:
-    return Row(title, marked.kind, comparison.metrics["jsd_bits"], READS[reading(comparison)], tone)
+    return Row(title, marked.kind, comparison.metrics["jsd_bits"], READS[comparison.verdict], tone)
 
 
 def entropy_bin_forest(scores: Scores) -> Forest | None:

@@ -11,20 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from reasoning.evaluation.metrics import PROPER
 from reasoning.evaluation.report.views import CONTROL_TITLES, Comparison, Scores, Series
 from reasoning.evaluation.statistics import Interval
 
 Tone = Literal["good", "bad", "unclear", "plain"]
-TONES: dict[str, Tone] = {"better": "good", "worse": "bad", "sharpening": "unclear", "unclear": "unclear"}
+TONES: dict[str, Tone] = {"better": "good", "worse": "bad"}
+"""Of the verdicts that are clear; the others are "unclear"."""
 READS = {
     "better": "better",
     "worse": "worse",
     "sharpening": "closer, but only by sharpening",
-    "unclear": "no difference shown",
-    "farther": "farther, but no proper score agrees",
+    "farther": "farther, but the proper scores do not agree",
+    "ahead": "no difference by jsd_bits, better by a proper score",
     "behind": "no difference by jsd_bits, worse by a proper score",
+    "unclear": "no difference shown",
 }
+"""`comparisons.VERDICTS`, in the words of the page."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,6 @@ def joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def reading(comparison: Comparison) -> str:
-    """Which of READS a comparison is: its verdict, with "unclear" told apart where some score is clearly worse."""
-    if comparison.verdict != "unclear":
-        return comparison.verdict
-    if comparison.metrics["jsd_bits"].low > 0:
-        return "farther"
-    return "behind" if any(comparison.metrics[m].low > 0 for m in PROPER) else "unclear"
-
-
 def verdict(scores: Scores) -> str:
     """One sentence on the lead model against every baseline, with the figures it rests on."""
     lead = scores.lead
@@ -81,7 +74,7 @@ def verdict(scores: Scores) -> str:
         return f"{start}; it was compared with no baseline."
     named: dict[str, list[str]] = {name: [] for name in READS}
     for c in against:
-        named[reading(c)].append(scores.by_key(c.versus).phrase)
+        named[c.verdict].append(scores.by_key(c.versus).phrase)
     if len(named["better"]) == len(against):
         beaten = f"each of the {len(against)} baselines" if len(against) > 1 else named["better"][0]
         return f"{start}, closer than {beaten}: paired interval clear of zero, and a proper score agrees."
@@ -89,13 +82,15 @@ def verdict(scores: Scores) -> str:
     if named["better"]:
         parts.append(f"closer than {joined(named['better'])} (interval clear of zero, a proper score agrees)")
     if named["sharpening"]:
-        parts.append(f"closer than {joined(named['sharpening'])} only by sharpening, as no proper score agrees")
+        parts.append(f"closer than {joined(named['sharpening'])} only by sharpening, as the proper scores do not agree")
     if named["unclear"]:
         parts.append(f"not shown to differ from {joined(named['unclear'])}")
+    if named["ahead"]:
+        parts.append(f"not shown to differ from {joined(named['ahead'])} in jsd_bits and better by a proper score")
     if named["behind"]:
         parts.append(f"not shown to differ from {joined(named['behind'])} in jsd_bits and worse by a proper score")
     if named["farther"]:
-        parts.append(f"farther away than {joined(named['farther'])}, though no proper score agrees")
+        parts.append(f"farther away than {joined(named['farther'])}, though the proper scores do not agree")
     if named["worse"]:
         parts.append(f"worse than {joined(named['worse'])}")
     return f"{start}: {'; '.join(parts)}."
@@ -131,8 +126,8 @@ def _margin(scores: Scores, lead: Series) -> Tile | None:
 
 def _difference(name: str, c: Comparison) -> Tile:
     jsd = c.metrics["jsd_bits"]
-    note = f"{READS[reading(c)]}; 95% interval {number(jsd.low, signed=True)} to {number(jsd.high, signed=True)}"
-    return Tile(name, number(jsd.estimate, signed=True), note, TONES[c.verdict])
+    note = f"{READS[c.verdict]}; 95% interval {number(jsd.low, signed=True)} to {number(jsd.high, signed=True)}"
+    return Tile(name, number(jsd.estimate, signed=True), note, TONES.get(c.verdict, "unclear"))
 
 
 def _hearing(scores: Scores, lead: Series) -> Tile | None:

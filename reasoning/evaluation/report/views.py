@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.comparisons import verdict_of
+from reasoning.evaluation.predictions import FORCED
 from reasoning.evaluation.statistics import Interval
 
 Kind = Literal["model", "control", "baseline"]
@@ -63,6 +64,11 @@ class Series:
         if self.readout == "none":
             return "baseline"
         return "model" if self.control == "none" else "control"
+
+    @property
+    def n_forced(self) -> int:
+        """Clips whose own thinking had no end and was closed for it."""
+        return self.problems.get(FORCED, 0)
 
     @property
     def title(self) -> str:

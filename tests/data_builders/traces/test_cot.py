@@ -48,13 +48,21 @@ def corpus(tmp_path) -> Corpus:
 def test_every_clip_is_written_or_counted_and_rejections_have_their_reasons(corpus, tmp_path):
     made = prepare(corpus, tmp_path, TemplateWriter(CREMA_D, 0), progress=False)
     assert len(made.rows) + sum(made.unwritten.values()) == len(corpus.clips) == 24
-    assert made.unwritten == {TOO_LITTLE: 2}
+    assert set(made.unwritten) == {TOO_LITTLE}
+    assert not {"one11", "two11"} & {row.id for row in made.rows}, "nothing can be measured in silence"
     assert made.gaps["pitch", "no_speech"] == 2
+    assert made.with_others == 0, "eleven clips of each speaker are measured"
     assert all((row.verdict == "rejected") == bool(row.reasons) for row in made.rows)
     assert sum(made.rejected.values()) == sum(len(row.reasons) for row in made.rows)
     assert set(made.rejected) <= {"answer_contradicts"}
     assert made.kept
-    assert all(row.writer == "template 1" and not row.saw_votes for row in made.rows)
+    assert all(row.writer == "template 2" and not row.saw_votes for row in made.rows)
+
+
+def test_clips_that_are_compared_with_other_speakers_are_counted(tmp_path):
+    few = corpus_in(tmp_path, 8)
+    made = prepare(few, tmp_path, TemplateWriter(CREMA_D, 0), progress=False)
+    assert made.with_others == 14, "all but the two silent ones"
 
 
 def test_a_writer_that_was_shown_the_votes_says_so(corpus, tmp_path):

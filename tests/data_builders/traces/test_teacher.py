@@ -7,7 +7,7 @@ import time
 import pytest
 
 from data_builders.traces import teacher
-from data_builders.traces.teacher import TeacherWriter, key_of, read_replies, system_prompt
+from data_builders.traces.teacher import NO_TEXT, TeacherWriter, keep_reply, key_of, read_replies, system_prompt
 from reasoning.clips import Clip
 from reasoning.cues import CUES, Cue
 from reasoning.emotions import CREMA_D
@@ -45,8 +45,9 @@ def said(text: object) -> tuple[int, str, dict[str, str]]:
 
 
 def writer(url: str, path, **options) -> TeacherWriter:
-    endpoint = Endpoint(url, timeout=options.pop("timeout", 5), retries=1, wait=0.01)
-    return TeacherWriter(endpoint.post, "sage", CREMA_D, path / "replies.jsonl", progress=False, **options)
+    endpoint = Endpoint(url, timeout=options.pop("timeout", 5), retries=1, wait=options.pop("wait", 0.01))
+    replies = path / "replies.jsonl"
+    return TeacherWriter(endpoint.post, "sage", CREMA_D, replies, progress=False, hurry=endpoint.hurry, **options)
 
 
 def distinct(prefix: str, count: int) -> list[Clip]:
@@ -90,10 +91,12 @@ def test_the_example_in_the_prompt_keeps_to_the_grammar():
     [
         ((200, "<html>Sign in</html>", {"Content-Type": "text/html"}), "the teacher answered no JSON (a web page?)"),
         ((503, "busy", {}), "the teacher answered HTTP 503"),
-        ((200, '{"choices": []}', {}), "the teacher answered JSON without a text"),
-        ((200, "[]", {}), "the teacher answered JSON without a text"),
-        (said(None), "the teacher answered JSON without a text"),
-        (said("  "), "the teacher answered JSON without a text"),
+        ((200, '{"choices": []}', {}), NO_TEXT),
+        ((200, "[]", {}), NO_TEXT),
+        (said(None), NO_TEXT),
+        (said("  "), NO_TEXT),
+        (said(["a part"]), NO_TEXT),
+        (said(TRACE.replace("feeling", "feeling \ud83d")), NO_TEXT),  # no file can hold it
     ],
 )
 def test_a_bad_answer_is_named_and_the_other_clips_are_written(http_server, tmp_path, reply, problem):
@@ -134,6 +137,57 @@ def test_a_server_that_is_gone_stops_the_run_and_what_it_said_is_kept(http_serve
     assert {draft.thinking for draft in drafts} == {TRACE}
 
 
+def gives_up(asked: TeacherWriter, wanted: list[Clip]) -> float:
+    """Seconds until the writer raises what its server says."""
+    start = time.monotonic()
+    with pytest.raises(EvaluationError, match="400"):
+        list(asked.write(wanted, cues(*[clip.id for clip in wanted])))
+    return time.monotonic() - start
+
+
+def test_giving_up_waits_for_no_request_that_is_under_way(http_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher, "GIVE_UP", 3)
+
+    def serve(path, body, headers):
+        if "clip 0" in body["messages"][1]["content"]:
+            time.sleep(5)
+        return 400, "no", {}
+
+    assert gives_up(writer(http_server(serve), tmp_path, concurrency=2, timeout=30), distinct("clip", 8)) < 4
+
+
+def test_after_giving_up_nothing_is_tried_again(http_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher, "GIVE_UP", 3)
+    tried = []
+
+    def serve(path, body, headers):
+        busy = "clip 0" in body["messages"][1]["content"]
+        tried.append(busy)
+        if not busy:
+            time.sleep(0.2)  # so that the busy one is under way first
+        return 503 if busy else 400, "no", {}
+
+    asked = writer(http_server(serve), tmp_path, concurrency=2, wait=30)
+    assert gives_up(asked, distinct("clip", 8)) < 10
+    for thread in threading.enumerate():
+        if thread.name == "teacher":
+            thread.join(5)
+            assert not thread.is_alive()
+    assert sum(tried) == 1
+    assert len(tried) <= 1 + 3 + 2
+
+
+def test_whoever_stops_listening_leaves_nothing_to_ask(http_server, tmp_path):
+    asked = []
+    url = http_server(lambda path, body, headers: asked.append(body) or time.sleep(0.1) or said(TRACE))
+    wanted = distinct("clip", 20)
+    drafts = writer(url, tmp_path, concurrency=2).write(wanted, cues(*[clip.id for clip in wanted]))
+    next(drafts)
+    drafts.close()
+    time.sleep(0.6)
+    assert len(asked) <= 1 + 2 * 2
+
+
 def test_no_more_than_the_allowed_requests_are_under_way(http_server, tmp_path):
     lock, under_way, most = threading.Lock(), [0], [0]
 
@@ -162,6 +216,18 @@ def test_a_reply_that_was_cut_off_is_asked_for_again_and_a_strange_file_is_refus
     path.write_text("hello\n")
     with pytest.raises(ConfigError, match="replies"):
         read_replies(path)
+
+
+def test_a_reply_that_is_no_trace_is_judged_but_asked_for_again(http_server, tmp_path):
+    path, wanted = tmp_path / "replies.jsonl", distinct("clip", 2)
+    refusing = writer(http_server(lambda *_: said("I cannot help with that.")), tmp_path)
+    drafts = list(refusing.write(wanted, cues("0", "1")))
+    assert [verify(draft.thinking or "", {}, (1, 1), CREMA_D).reasons for draft in drafts] == [("bad_layout",)] * 2
+    assert read_replies(path) == {}
+    keep_reply(path, key_of(refusing.body(wanted[0], cues("0")["0"])), "a reply that an older version stored")
+    willing = writer(http_server(lambda *_: said(TRACE)), tmp_path)
+    assert {draft.thinking for draft in willing.write(wanted, cues("0", "1"))} == {TRACE}
+    assert len(read_replies(path)) == 2
 
 
 def test_another_model_seed_or_measurement_is_another_request(tmp_path):

@@ -46,6 +46,14 @@ def test_every_trace_passes_the_verifier_but_for_what_listeners_voted(levels, vo
         assert write(clip(name, votes=votes), cues, CREMA_D, seed, show_votes) == thinking
 
 
+def test_cues_that_together_speak_for_one_emotion_alone_give_no_trace():
+    # Falling pitch fits anger and sad, a clear voice anger: on balance for anger alone.
+    levels = dict.fromkeys(CUES) | {"pitch slope": -1, "voice quality": 1}
+    for_each = sum(stances(cue, level, CREMA_D) for cue, level in levels.items() if level)
+    assert (for_each > 0).sum() == 1
+    assert write(clip(), cues_of(levels.values()), CREMA_D, 0) is None
+
+
 @given(LEVELS, IDS, st.integers(0, 5), st.data())
 def test_a_flipped_word_in_the_voice_line_is_caught(levels, name, seed, data):
     cues = cues_of(levels)

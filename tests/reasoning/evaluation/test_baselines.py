@@ -80,6 +80,16 @@ def test_the_temperature_that_bent_a_calibrated_prediction_is_found_again(bent):
     assert fit_temperature(votes, temper(truth, 1 / bent)) == pytest.approx(bent, rel=0.05)
 
 
+def test_the_temperature_of_shares_with_zeros_is_the_best_of_all_not_of_its_neighbourhood():
+    """Sure answers that are wrong now and then: one minimum where they are right, a lower one far out."""
+    rng = np.random.default_rng(0)
+    quarters = np.array([rng.multinomial(4, theta) for theta in rng.dirichlet(np.full(6, 0.6), 200)]) / 4
+    votes = np.array([rng.multinomial(9, 0.7 * row + 0.3 / 6) for row in quarters])
+    found = fit_temperature(votes, quarters)
+    losses = [nll_bits(votes, temper(quarters, t)).mean() for t in np.geomspace(0.05, 20, 400)]
+    assert nll_bits(votes, temper(quarters, found)).mean() <= min(losses) + 1e-6
+
+
 def test_a_uniform_prediction_has_temperature_one():
     assert fit_temperature(TRAIN, np.full((500, 6), 1 / 6)) == 1.0
 

@@ -11,7 +11,7 @@ from reasoning.evaluation.controls import MIN_DIFFERENCE, plan_shuffled, silence
 CLIP = Clip("a", "a.wav", 1.25, "hello", "en", "1", None, None, "test", 0, (9, 0, 0), 9, None, "human")
 
 
-def clip(name: str, speaker: str, votes: tuple[int, ...], transcript: str = "hello") -> Clip:
+def clip(name: str, speaker: str, votes: tuple[int, ...], transcript: str | None = "hello") -> Clip:
     return replace(
         CLIP, id=name, audio=f"{name}.wav", speaker=speaker, votes=votes, n_votes=sum(votes), transcript=transcript
     )
@@ -61,6 +61,8 @@ def test_without_the_same_sentence_another_is_taken_and_counted():
     plan = plan_shuffled(clips)
     assert plan.donors["a"].id == "b"
     assert plan.other_sentence == 3
+    wordless = [clip("a", "1", (9, 0, 0), None), clip("b", "2", (0, 9, 0), None)]
+    assert plan_shuffled(wordless).other_sentence == 2, "what is not known is not the same"
 
 
 def test_one_speaker_cannot_be_shuffled():

@@ -166,7 +166,8 @@ def test_own_thinking_that_had_to_be_closed_is_counted(bench, tmp_path):
             for answer in self.inner.score_labels(requests):
                 yield replace(answer, prefix="own_think", forced=True)
 
-        generate = None
+        def generate(self, requests, **options):
+            return self.inner.generate(requests, **options)
 
     job = Job("label", "none", "test", tuple(bench.clips[:2]), {})
     with PredictionFile(tmp_path / "p.jsonl") as sink:
@@ -174,6 +175,41 @@ def test_own_thinking_that_had_to_be_closed_is_counted(bench, tmp_path):
     line = read_predictions(tmp_path / "p.jsonl")[0]
     assert (line.prefix, line.problems) == ("own_think", ("forced",))
     assert line.probabilities is not None
+
+
+def test_thinking_that_was_written_for_the_shares_is_not_written_again_for_the_labels(bench, tmp_path):
+    asked = Asked("x", readouts=("label", "verbalized"), controls=(), dev_readouts=(), level="think", max_new_tokens=77)
+    clips = bench.clips[:4]
+    events = []
+
+    class Noting:
+        name = "noting"
+
+        def __init__(self):
+            self.inner = bench.engine()
+
+        def score_labels(self, requests):
+            events.extend((r.id, r.written) for r in requests)
+            return self.inner.score_labels(requests)
+
+        def generate(self, requests, **options):
+            assert options["max_new_tokens"] == 77
+            events.extend((r.id, None) for r in requests)
+            return self.inner.generate(requests, **options)
+
+    def events_of(readouts):
+        events.clear()
+        jobs, _ = plan_jobs(replace(asked, readouts=readouts), (), clips, clips)
+        with PredictionFile(tmp_path / f"{len(readouts)}.jsonl") as sink:
+            predict(Noting(), jobs, asked, CREMA_D, bench.root, sink)
+        return list(events), read_predictions(tmp_path / f"{len(readouts)}.jsonl")
+
+    found, lines = events_of(("label", "verbalized"))
+    written = {line.id: line.text for line in lines if line.readout == "verbalized"}
+    assert sorted(found[:4]) == sorted((clip.id, None) for clip in clips)
+    assert sorted(found[4:]) == sorted(written.items())
+    alone, _ = events_of(("label",))  # nothing was written, so it is now, by the same limit
+    assert sorted(alone[4:]) == sorted(written.items())
 
 
 @pytest.mark.parametrize(

@@ -141,11 +141,14 @@ def interval(low: float, high: float) -> Interval:
         ((-2, -1), (-1, 1), (-1, 1), "sharpening"),
         ((-2, -1), (1, 2), (-1, 1), "sharpening"),
         ((-2, -1), (1, 2), (-2, -1), "sharpening"),
-        ((-1, 1), (-2, -1), (-2, -1), "unclear"),
+        ((-1, 1), (-2, -1), (-1, 1), "ahead"),
+        ((-1, 1), (1, 2), (-1, 1), "behind"),
+        ((-1, 1), (1, 2), (-2, -1), "unclear"),
+        ((-1, 1), (-1, 1), (-1, 1), "unclear"),
         ((1, 2), (1, 2), (-1, 1), "worse"),
-        ((1, 2), (-1, 1), (-1, 1), "unclear"),
-        ((1, 2), (-2, -1), (-1, 1), "unclear"),
-        ((float("nan"), float("nan")), (-2, -1), (-2, -1), "unclear"),
+        ((1, 2), (-1, 1), (-1, 1), "farther"),
+        ((1, 2), (-2, -1), (1, 2), "farther"),
+        ((float("nan"), float("nan")), (float("nan"), float("nan")), (-1, 1), "unclear"),
     ],
 )
 def test_beats_needs_jsd_and_a_proper_score_and_none_against(jsd, nll, brier, verdict):
@@ -176,8 +179,8 @@ def test_the_constant_that_is_merely_sharper_than_the_prior_does_not_beat_it():
     found = compare(constant, prior, "baseline")
     assert found["metrics"]["jsd_bits"]["high"] < 0
     assert found["verdict"] == "sharpening"
-    assert "no proper score agrees: the gain is sharpening" in found["sentence"]
-    assert compare(prior, constant, "baseline")["verdict"] == "unclear"
+    assert "the gain counts as sharpening" in found["sentence"]
+    assert compare(prior, constant, "baseline")["verdict"] == "farther"
     assert "constant may merely be sharper" in compare(prior, constant, "baseline")["sentence"]
 
 
@@ -262,8 +265,35 @@ def test_runs_that_disagree_are_refused(runs, tmp_path):
     record = read_record(runs["good"])
     with pytest.raises(EvaluationError, match=r"corpus_fingerprint: .*others 'c0'"):
         score(lines, [record, replace(record, corpus_fingerprint="c1")])
-    with pytest.raises(EvaluationError, match="asked with 96 on one fold and 50 on another"):
-        score(lines, [record, replace(record, fold=1, max_new_tokens=50)])
+    for field, other in (
+        ("max_new_tokens", 50),
+        ("model_fingerprint", "m1"),
+        ("prompt_fingerprint", "p1"),
+        ("engine", "x"),
+    ):
+        with pytest.raises(EvaluationError, match=f"{field}: 'good' was asked with .* on one fold and .*{other}.* on"):
+            score(lines, [record, replace(record, fold=1, **{field: other})])
+
+
+def test_a_control_that_only_some_folds_have_is_named_with_the_way_out(runs):
+    lines = pool([read_predictions(runs[name] / PREDICTIONS) for name in ("good", "good 1")])
+    some = [x for x in lines if not (x.control == "silence" and x.fold == 1)]
+    with pytest.raises(
+        EvaluationError, match=r"good/label/silence.*48 of the 96.*delete the lines .* predictions.jsonl of fold 0"
+    ):
+        score(some, [read_record(runs[name]) for name in ("good", "good 1")])
+
+
+def test_thinking_closed_by_force_and_names_with_markdown_in_them_show_in_the_table(runs):
+    lines = [
+        replace(x, system="a|b <!-- end -->") if x.system == "good" else x
+        for x in read_predictions(runs["good"] / PREDICTIONS)
+    ]
+    lines = [replace(x, problems=("forced",)) if x.readout == "label" and x.id == "s00-1" else x for x in lines]
+    text = results_markdown(score(lines, [replace(read_record(runs["good"]), system="a|b <!-- end -->")]))
+    row = next(x for x in text.splitlines() if x.startswith("| a"))
+    assert row.startswith("| a\\|b &lt;!-- end --&gt; label |")
+    assert row.split("|")[-3].strip() == "100.0%, 1 forced"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -93,7 +93,8 @@ def test_a_stage_that_only_sharpens_is_said_to():
 
     found = compare_stages([*answers("true", truth), *answers("true+sharp", sharp)], replace(TOLD, levels={}))
     assert found["said"]["sharpens"] == ["true+sharp label over true"]
-    assert "the gain is sharpening" in found["comparisons"][0]["sentence"]
+    said = "but nll_bits and brier are clearly higher: the gain counts as sharpening"
+    assert said in found["comparisons"][0]["sentence"]
 
 
 def test_helping_doing_nothing_and_hurting_are_told_apart():
@@ -106,6 +107,33 @@ def test_helping_doing_nothing_and_hurting_are_told_apart():
     assert verdicts["none+near"]["sentence"].startswith("none+near label beats none label")
     back = compare_stages([*lines("near", near), *lines("near+lost", uniform)], TOLD)
     assert back["said"]["hurts"] == ["near+lost label over near"]
+
+
+def test_a_stage_that_proper_scores_praise_is_not_said_to_be_useless():
+    """As near by jsd_bits, which forgives a zero more than nll_bits does."""
+    zeros = np.where(np.arange(6) == 5, 0.0, 0.2) + np.zeros((N, 6))
+    shared = np.where(np.arange(6) == 5, 0.02, 0.196) + np.zeros((N, 6))
+    found = compare_stages([*lines("a", zeros), *lines("a+b", shared)], TOLD)
+    assert found["comparisons"][0]["verdict"] in ("ahead", "better")
+    assert "a+b label over a" not in found["said"]["does not help"]
+
+
+def test_stages_of_other_seeds_are_compared_on_the_seeds_that_both_have():
+    """A seed that went wrong in one stage and was not run in the next is not the next one's doing."""
+    bad = np.full((N, 6), 1 / 6)
+    rows = [*lines("a@1", mixed(0.5)), *lines("a@2", bad), *lines("a+b@1", mixed(0.5))]
+    found = compare_stages(rows, TOLD)
+    assert found["comparisons"][0]["seeds"] == ["1"]
+    assert found["comparisons"][0]["metrics"]["jsd_bits"]["estimate"] == 0
+    with pytest.raises(EvaluationError, match=r"\[a\+b\] seeds: has no seed in common with a,"):
+        compare_stages([*lines("a@2", bad), *lines("a+b@1", mixed(0.5))], TOLD)
+
+
+def test_thinking_that_was_closed_by_force_is_counted_beside_its_label_readout():
+    rows = [replace(p, problems=("forced",) if i < 6 else ()) for i, p in enumerate(lines("a@1", mixed(0.5)))]
+    stages = compare_stages([*rows, *lines("b@1", mixed(0.5))], TOLD)["stages"]
+    assert stages[0]["metrics"]["forced"]["estimate"] == 6 / N
+    assert "forced" not in stages[1]["metrics"]
 
 
 def test_a_stage_is_not_said_to_be_useless_where_a_gain_is_still_possible():
@@ -135,6 +163,7 @@ def test_written_answers_have_closeness_parse_rate_tokens_and_grounding_for_thei
     assert metrics["tokens"]["estimate"] == pytest.approx(np.mean([len(t) for t in texts]))
     assert metrics["grounding"]["estimate"] == pytest.approx((N - 1) / N)
     assert metrics["grounding_swapped"]["estimate"] == 0, "every other clip is the other way round"
+    assert metrics["grounding_heard"]["estimate"] == pytest.approx((N - 1) / N)
 
 
 def test_only_systems_that_were_asked_to_think_have_grounding_and_not_thinking_then_earns_nothing():

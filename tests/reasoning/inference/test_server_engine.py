@@ -63,10 +63,12 @@ def test_labels_that_share_a_first_token_are_scored_whole_as_in_transformers(
 
 
 def test_own_thinking_is_closed_and_stood_on_as_in_transformers(exact, tones):
-    exact.max_thinking_tokens = tones.engine.max_thinking_tokens = 6
-    thinking = [Request(r.id, r.audio, r.transcript, "think") for r in tones.requests[:2]]
-    for one, other in zip(exact.score_labels(thinking), tones.engine.score_labels(thinking), strict=True):
-        assert (one.prefix, one.forced) == (other.prefix, other.forced) == ("own_think", True)
+    written = ("<think>\nA tone that", "<think>\nA tone.\n</think>\n<answer>Vote: ")
+    asked = zip(tones.requests, written, strict=False)
+    thinking = [Request(r.id, r.audio, r.transcript, "think", text) for r, text in asked]
+    both = zip(exact.score_labels(thinking), tones.engine.score_labels(thinking), (True, False), strict=True)
+    for one, other, forced in both:
+        assert (one.prefix, one.forced) == (other.prefix, other.forced) == ("own_think", forced)
         np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)
 
 

@@ -117,9 +117,23 @@ def test_sampling_options_of_a_checkpoint_do_not_reach_an_answer(asked):
     assert before[0] != before[1]
 
 
-def test_own_thinking_without_an_end_is_closed_and_counted_as_forced(asked):
+def test_the_label_readout_stands_on_the_thinking_that_was_written_and_closes_one_without_an_end(asked):
     engine, requests, *_ = asked
-    short = TransformersEngine(engine.loaded, engine.prompter.emotions, memory=engine.memory, max_thinking_tokens=4)
-    scores = list(short.score_labels([Request(r.id, r.audio, r.transcript, "think") for r in requests[:3]]))
-    assert [(s.prefix, s.forced) for s in scores] == [("own_think", True)] * 3
-    assert all(abs(sum(s.probabilities) - 1) < 1e-6 for s in scores)
+    clip = requests[0]
+
+    def scored(written):
+        return next(engine.score_labels([Request(clip.id, clip.audio, clip.transcript, "think", written)]))
+
+    ended, cut = scored("<think>\nA tone.\n</think>\n<answer>Vote: low"), scored("<think>\nA tone.")
+    given = next(
+        engine.score_labels_after([Request(clip.id, clip.audio, clip.transcript, "think")], {clip.id: "A tone."})
+    )
+    assert ended.probabilities == cut.probabilities == given.probabilities
+    assert (ended.prefix, ended.forced, cut.forced) == ("own_think", False, True)
+    assert scored("<think>\nNo tone at all, none.\n</think>").probabilities != ended.probabilities
+
+
+def test_a_label_readout_at_level_think_needs_what_the_model_wrote(asked):
+    engine, requests, *_ = asked
+    with pytest.raises(ValueError, match="stands on what the model wrote"):
+        next(engine.score_labels([Request(requests[0].id, requests[0].audio, None, "think")]))

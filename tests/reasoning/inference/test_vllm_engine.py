@@ -89,13 +89,15 @@ class TestParity:
         assert jsd_bits(votes, label_rows(engine, tones.shifted())).mean() > true + 0.25
 
     def test_own_thinking_is_closed_and_stood_on(self, engine, tones):
-        asked = [Request(r.id, r.audio, r.transcript, "think") for r in tones.requests[:3]]
-        before = engine.max_thinking_tokens, tones.engine.max_thinking_tokens
-        engine.max_thinking_tokens = tones.engine.max_thinking_tokens = 6
-        for one, other in zip(engine.score_labels(asked), tones.engine.score_labels(asked), strict=True):
-            assert (one.prefix, one.forced) == (other.prefix, other.forced) == ("own_think", True)
+        written = ("<think>\nA tone that", "<think>\nA tone.\n</think>\n<answer>Vote: ")
+        asked = [
+            Request(r.id, r.audio, r.transcript, "think", text)
+            for r, text in zip(tones.requests, written, strict=False)
+        ]
+        both = zip(engine.score_labels(asked), tones.engine.score_labels(asked), (True, False), strict=True)
+        for one, other, forced in both:
+            assert (one.prefix, one.forced) == (other.prefix, other.forced) == ("own_think", forced)
             np.testing.assert_allclose(one.probabilities, other.probabilities, atol=LABEL_TOLERANCE)
-        engine.max_thinking_tokens, tones.engine.max_thinking_tokens = before
 
     def test_a_clips_sample_depends_on_the_seed_and_not_on_its_neighbours(self, engine, tones):
         def sample(requests, seed):

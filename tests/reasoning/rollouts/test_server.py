@@ -26,7 +26,7 @@ from reasoning.rollouts.transport import ask_workers
 from reasoning.rollouts.weights import Touched
 
 TOLERANCE_NATS = 1e-3
-"""Largest difference of a token's log-probability from transformers', float32. docs/engines.md states it."""
+"""Largest difference of a token's log-probability from transformers', float32. docs/rollouts.md states it."""
 
 DRAW = Sampling(max_new_tokens=60)
 GREEDY = Sampling(max_new_tokens=60, temperature=0.0)

@@ -207,6 +207,16 @@ def test_training_prefers_the_chosen_moves_language_model_and_projector_only_and
     assert trainer.data_collator.memory.passes == len(rows)
 
 
+def test_a_projector_that_is_frozen_has_no_gradient_after_the_reference_was_asked(make, rows):
+    trainer = make(pairs=rows[:4])
+    trainer.loaded.projector.requires_grad_(False)
+    learning = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    for _ in range(2):
+        trainer._compute_loss(trainer.model, trainer.data_collator(rows[:4])).backward()
+    assert {name for name, p in trainer.model.named_parameters() if p.requires_grad} == learning
+    assert {name for name, p in trainer.model.named_parameters() if p.grad is not None} == learning
+
+
 def test_gradient_accumulation_gives_the_step_of_the_whole_batch(make, rows):
     trained = []
     for size in (4, 2):
@@ -322,6 +332,7 @@ def test_two_ranks_give_the_one_process_result(arguments, adapter, tmp_path):
         ({"precompute_ref_log_probs": "true"}, "precompute_ref_log_probs"),
         ({"activation_checkpointing": "true"}, "activation_checkpointing"),
         ({"use_weighting": "true"}, "use_weighting"),
+        ({"dataloader_num_workers": 1}, "dataloader_num_workers: would encode each clip again"),
         ({"kl_weight": -1}, "kl_weight"),
         ({"level": "think"}, "made for level 'no_think', this run has 'think'"),
         ({"pairs": ""}, "pairs: is missing"),

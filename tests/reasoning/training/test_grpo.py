@@ -97,8 +97,8 @@ def finished(trained_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture
-def trainer(trained_checkpoint, tmp_path):
-    """An untouched trainer over eight clips, and the rows it was given."""
+def trainer(trained_checkpoint, tmp_path, request):
+    """An untouched trainer over eight clips, and its rows. Parameter: whether its adapter has a projector."""
     corpus = read_corpus(trained_checkpoint.corpus)
     rows = [
         {
@@ -107,7 +107,8 @@ def trainer(trained_checkpoint, tmp_path):
         }
         for c in split_clips(corpus, 0)["test"][:8]
     ]  # fmt: skip
-    loaded = add_adapter(load_model(trained_checkpoint.model), r=2, alpha=4, dropout=0.0, train_projector=False)
+    projector = getattr(request, "param", False)
+    loaded = add_adapter(load_model(trained_checkpoint.model), r=2, alpha=4, dropout=0.0, train_projector=projector)
 
     def make(reward=closeness, grpo=None, **options):
         args = GRPOConfig(str(tmp_path), **{
@@ -224,6 +225,62 @@ def test_a_reward_that_raises_in_one_rank_stops_both_and_keeps_the_rollout_of_bo
     rollout = completions(out, "failed_00001")
     assert [row["remote"] for row in rollout] == [0.0, 1.0, 2.0, 3.0] + [None] * 4
     assert len({row["clip"] for row in rollout}) == 2
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_ranks_with_other_numbers_of_quiet_groups_train_on_together(trained_checkpoint, tmp_path):
+    """At every other step the rewards of one group agree, on rank 1."""
+    (tmp_path / "mine.py").write_text(
+        "import os\n\ndef mine(completions, trainer_state, **columns):\n"
+        "    quiet = os.environ['RANK'] == '1' and trainer_state.global_step % 2\n"
+        "    return [0.5 if quiet and i < 4 else float(i % 2) for i in range(len(completions))]\n"
+    )
+    out, repository = tmp_path / "run", Path(__file__).parents[3]
+    launcher = [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
+        "--config_file", str(repository / "accelerate_configs" / "cpu.yaml"), "--main_process_port", "0",
+    ]  # fmt: skip
+    options = arguments(
+        trained_checkpoint, out, rewards=[f"{tmp_path}/mine.py:mine"], reward_weights=[1], min_reward_spread=0.02,
+        per_device_train_batch_size=8, gradient_accumulation_steps=1, kl_weight=0.2, max_steps=4, loss_type="grpo",
+    )  # fmt: skip
+    run = subprocess.run(
+        [*launcher, "-m", "launch.grpo", *options], cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=500, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert [line["groups/quiet"] for line in lines(out)] == [0, 0.25, 0, 0.25]
+    assert all(math.isfinite(float(line["vote_kl"])) for line in lines(out))
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "bnpo", "grpo", "dr_grpo"])
+def test_a_rank_that_keeps_its_quiet_rows_has_the_loss_of_one_that_leaves_them_out(trainer, monkeypatch, loss_type):
+    make, rows = trainer
+
+    def agree_on_first_clip(completions, row, **columns):
+        return [0.5 if r == 0 else float(i % 3) for i, r in enumerate(row)]
+
+    t = make(agree_on_first_clip, min_reward_spread=0.02, kl_weight=0.3, grpo={"loss_type": loss_type})
+    t.model.train()
+    t.current_gradient_accumulation_steps = 1
+    out = t._generate_and_score_completions(batch_of(rows, clips=3))
+    out["advantages"] = out["advantages"] + 1  # or a loss at ratio 1 is 0 whatever it is divided by
+    left_out = t._compute_loss(t.model, dict(out)).item()
+    monkeypatch.setattr(t, "_alone", lambda: False)
+    assert abs(left_out) > 0.1
+    assert t._compute_loss(t.model, dict(out)).item() == pytest.approx(left_out, rel=1e-5)
+
+
+@pytest.mark.parametrize("trainer", [True], indirect=True)
+def test_a_projector_that_is_frozen_stays_so_where_a_reference_is_asked(trainer):
+    make, rows = trainer
+    t = make(grpo={"beta": 0.1})
+    t._loaded.projector.requires_grad_(False)
+    learning = {name for name, p in t.model.named_parameters() if p.requires_grad}
+    t.model.train()
+    t._generate_and_score_completions(batch_of(rows, clips=1))
+    assert {name for name, p in t.model.named_parameters() if p.requires_grad} == learning
 
 
 def test_policy_log_probabilities_fall_by_nats_when_the_audio_is_swapped(trainer):

@@ -10,6 +10,7 @@ from reasoning.errors import ConfigError, CorpusError
 from reasoning.models.loading import load_model
 from reasoning.models.prompter import Prompter
 from reasoning.response import read_response
+from reasoning.rollouts.rollouts import Sampling
 from reasoning.training.sampling import Sample, SampleFile, sample_answers
 
 SETTINGS = {"model": "a", "seed": 0}
@@ -24,14 +25,15 @@ def ask(trained_checkpoint):
     rows = [{"id": c.id, "audio": str(corpus.root / c.audio), "transcript": c.transcript} for c in clips]
 
     def sampled(rows=rows, seed=0, samples=5, temperature=0.7, max_new_tokens=96):
-        options = {"level": "no_think", "temperature": temperature, "max_new_tokens": max_new_tokens}
-        return sample_answers(loaded, prompter, memory, rows, samples=samples, seed=seed, **options)
+        sampling = Sampling(max_new_tokens, temperature)
+        options = {"level": "no_think", "samples": samples, "sampling": sampling, "seed": seed}
+        return sample_answers(loaded, prompter, memory, rows, **options)
 
-    return sampled, rows, clips, corpus.info.emotions
+    return sampled, rows, clips, corpus.info.emotions, loaded.base.generation_config
 
 
 def test_samples_differ_repeat_with_their_seed_and_are_of_the_clip_that_was_heard(ask):
-    sampled, _, clips, emotions = ask
+    sampled, _, clips, emotions, _ = ask
     answers = sampled()
     assert [len(found) for found in answers] == [5, 5, 5]
     assert answers == sampled()
@@ -42,6 +44,15 @@ def test_samples_differ_repeat_with_their_seed_and_are_of_the_clip_that_was_hear
         read = [shares for shares in readings if shares]
         assert len(read) >= 3
         assert jsd_bits(normalize_votes([clip.votes]), read).mean() < 0.3
+
+
+def test_what_a_checkpoint_would_cut_off_is_sampled_all_the_same(ask):
+    sampled, *_, says = ask
+    before = sampled(temperature=3.0)
+    says.repetition_penalty, says.top_k, says.top_p, says.min_p = 5.0, 1, 0.1, 0.9
+    after = sampled(temperature=3.0)
+    says.repetition_penalty = says.top_k = says.top_p = says.min_p = None
+    assert after == before
 
 
 def test_an_answer_that_was_stopped_is_marked(ask):

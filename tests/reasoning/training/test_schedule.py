@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch.utils.data import RandomSampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from reasoning.training.schedule import EpochSampler, RolloutSchedule
+from reasoning.training.schedule import EpochSampler, RolloutSchedule, same_when_resumed
 
 
 class Trainer(SimpleNamespace):
@@ -101,7 +103,7 @@ def test_an_epochs_order_is_its_own_whatever_came_before(shuffle):
 
     def sampler():
         trl = RepeatSampler(range(20), 2, batch_size=5, repeat_count=2, shuffle=shuffle, seed=7)
-        return EpochSampler(trl, lambda: now["epoch"])
+        return EpochSampler(trl, int(trl.seed), lambda: now["epoch"])
 
     went_on, orders = sampler(), []
     for now["epoch"] in range(3):
@@ -110,3 +112,20 @@ def test_an_epochs_order_is_its_own_whatever_came_before(shuffle):
         assert len(orders[-1]) == len(went_on) == 80
     assert (orders[0] != orders[1]) == shuffle
     assert orders[0] == list(RepeatSampler(range(20), 2, batch_size=5, repeat_count=2, shuffle=shuffle, seed=7))
+
+
+def test_clips_of_a_length_together_come_in_an_epochs_own_order_too():
+    lengths, now = [i % 7 for i in range(40)], {"epoch": 0}
+
+    def sampler():
+        return same_when_resumed(LengthGroupedSampler(4, lengths=lengths), 7, lambda: now["epoch"])
+
+    went_on, orders = sampler(), []
+    for now["epoch"] in range(3):
+        orders.append(list(went_on))
+        torch.rand(3)  # what training draws meanwhile
+        assert list(sampler()) == orders[-1]
+        assert sorted(orders[-1]) == list(range(40))
+    assert orders[0] != orders[1] != orders[2]
+    shuffled = RandomSampler(range(40))
+    assert same_when_resumed(shuffled, 7, lambda: 0) is shuffled

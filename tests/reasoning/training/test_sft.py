@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from trl import SFTConfig
 
 from data_builders.rows import read_corpus, split_clips
@@ -25,7 +25,7 @@ from reasoning.errors import ConfigError, ModelError
 from reasoning.models.loading import add_adapter, load_model
 from reasoning.models.prompter import Prompter
 from reasoning.training.collate import AnswerCollator
-from reasoning.training.run_folder import last_whole_checkpoint
+from reasoning.training.run_folder import is_finished, last_whole_checkpoint
 from reasoning.training.sft import AmbiguitySFTTrainer
 
 CONFIG = str(Path(__file__).parents[3] / "launch" / "configs" / "sft.yaml")
@@ -106,12 +106,34 @@ def test_a_finished_run_is_kept_and_another_configuration_is_refused(finished, t
         main(arguments(trained_checkpoint, finished, kl_weight=0.5))
 
 
+def test_a_mended_command_may_have_the_folder_of_a_mistaken_one(finished, trained_checkpoint, tmp_path):
+    out = tmp_path / "run"
+    mistaken = arguments(trained_checkpoint, out, adapter=tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="nowhere"):
+        main(mistaken)
+    main(arguments(trained_checkpoint, out, adapter=finished, max_steps=1))
+    assert yaml.safe_load((out / "config.yaml").read_text())["adapter"] == str(finished)
+    assert is_finished(out)
+
+
+def test_a_run_does_not_go_on_from_another_adapter_at_the_same_path(finished, trained_checkpoint, tmp_path, capsys):
+    adapter, out = shutil.copytree(finished, tmp_path / "adapter"), tmp_path / "run"
+    options = arguments(trained_checkpoint, out, adapter=adapter, max_steps=1)
+    main(options)
+    main(options)
+    assert "nothing to do" in capsys.readouterr().out
+    other = {name: tensor + 1e-3 for name, tensor in weights(adapter).items()}
+    save_file(other, adapter / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match=r"another configuration \(adapter_sha256 was '\w+', is '\w+'"):
+        main(options)
+
+
 def test_a_run_begun_before_an_option_existed_counts_as_one_with_its_default(
     finished, trained_checkpoint, tmp_path, capsys
 ):
     older = shutil.copytree(finished, tmp_path / "older")
     config = yaml.safe_load((older / "config.yaml").read_text())
-    del config["vote_target"]
+    del config["vote_target"], config["clips_sha256"], config["world_size"]
     (older / "config.yaml").write_text(yaml.safe_dump(config))
     main(arguments(trained_checkpoint, older))
     assert "nothing to do" in capsys.readouterr().out
@@ -138,6 +160,34 @@ def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_adapter
     whole, resumed = weights(uninterrupted), weights(out)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_run_stopped_in_its_second_epoch_goes_on_with_the_clips_that_are_left(trained_checkpoint, tmp_path):
+    """With the shipped order of clips. Other batches encode a clip with other padding: the same within rounding."""
+    changes = {"limit": 16, "max_steps": 8, "save_steps": 3, "train_sampling_strategy": "group_by_length"}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    main(arguments(trained_checkpoint, whole, **changes))
+    stopped.mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        shutil.copy(whole / name, stopped)
+    shutil.copytree(whole / "checkpoint-6", stopped / "checkpoint-6")
+    main(arguments(trained_checkpoint, stopped, **changes))
+    a, b = weights(whole), weights(stopped)
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"loss_type": "dft"}, "loss_type: is not served"),
+        ({"label_smoothing_factor": 0.5}, "label_smoothing_factor: is not served"),
+        ({"dataloader_num_workers": 1}, "dataloader_num_workers: would encode each clip again"),
+    ],
+)
+def test_options_that_nobody_would_read_are_refused(trained_checkpoint, tmp_path, change, says):
+    with pytest.raises(ConfigError, match=says):
+        main(arguments(trained_checkpoint, tmp_path / "never", **change))
+    assert not (tmp_path / "never").exists()
 
 
 TRACE = "Words: plain\nVoice: high pitch\nAmbiguity: anger and fear\nWeighing: high pitch favours anger and fear"

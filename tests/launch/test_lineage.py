@@ -1,0 +1,79 @@
+"""No speaker who is held out may have been heard: folds are checked along the runs that an adapter came by."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import yaml
+
+from data_builders.rows import read_corpus
+from launch import evaluate
+from launch.arguments import DataArguments
+from launch.lineage import check_held_out
+from launch.training import training_rows
+from reasoning.errors import ConfigError
+
+
+@pytest.fixture
+def run(tmp_path, tone_corpus):
+    """run(name, fold, adapter): the folder of a run on the tones, as far as its options tell."""
+
+    def make(name, fold, adapter=None, data=tone_corpus):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = {"data": str(data), "fold": fold, "folds": 5, "adapter": None if adapter is None else str(adapter)}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        return folder
+
+    return make
+
+
+def test_an_adapter_of_the_same_fold_passes_and_one_of_another_is_refused(run, tone_corpus):
+    corpus, adapter = read_corpus(tone_corpus), run("sft", 1)
+    check_held_out(adapter, corpus, 1, 5)
+    check_held_out(None, corpus, 0, 5)
+    with pytest.raises(
+        ConfigError, match=r"sft\] adapter: was trained on fold 1 of 5: .*fold 0 of 5 holds out.*--fold 1"
+    ):
+        check_held_out(adapter, corpus, 0, 5)
+    with pytest.raises(ConfigError, match="was trained on fold 1 of 5"):
+        check_held_out(adapter, corpus, 1, 4)
+
+
+def test_what_an_adapter_began_from_counts_and_so_does_the_run_of_a_checkpoint(run, tone_corpus):
+    sft = run("sft", 1)
+    grpo = run("grpo", 0, adapter=sft)
+    (grpo / "checkpoint-6").mkdir()
+    for adapter in (grpo, grpo / "checkpoint-6"):
+        with pytest.raises(ConfigError, match=r"sft\] adapter: was trained on fold 1"):
+            check_held_out(adapter, read_corpus(tone_corpus), 0, 5)
+
+
+def test_another_corpus_and_an_adapter_that_nothing_tells_of_pass(run, tone_corpus, tmp_path):
+    corpus = read_corpus(tone_corpus)
+    elsewhere = shutil.copytree(tone_corpus, tmp_path / "elsewhere")
+    check_held_out(run("gone", 1, data=tmp_path / "gone"), corpus, 0, 5)
+    check_held_out(tmp_path / "downloaded", corpus, 0, 5)
+    with pytest.raises(ConfigError, match="was trained on fold 1"):  # the same clips in another folder
+        check_held_out(run("copied", 1, data=elsewhere), corpus, 0, 5)
+
+
+def test_training_and_evaluation_refuse_before_a_model_is_loaded(run, tone_corpus, tmp_path):
+    adapter = run("sft", 1)
+    with pytest.raises(ConfigError, match="was trained on fold 1"):
+        training_rows(DataArguments(data=str(tone_corpus), fold=0), str(adapter))
+    out = tmp_path / "out"
+    asked = [
+        "--model",
+        str(tmp_path / "none"),
+        "--adapter",
+        str(adapter),
+        "--data",
+        str(tone_corpus),
+        "--out",
+        str(out),
+    ]
+    with pytest.raises(ConfigError, match="was trained on fold 1"):
+        evaluate.main(asked)
+    assert not out.exists()
