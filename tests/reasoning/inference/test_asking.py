@@ -3,12 +3,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasoning.errors import ModelError
-from reasoning.inference.asking import close_thinking, refuse_too_long, request_seed
+from reasoning.inference.asking import own_thinking, refuse_too_long, request_seed
+from reasoning.inference.engine import Request
 
 
 def test_thinking_is_closed_once_and_what_follows_it_is_dropped():
-    assert close_thinking("<think>\nsad \n</think>\n<answer>Vote: sad") == ("<think>\nsad\n</think>\n", False)
-    assert close_thinking("<think>\nso sad ") == ("<think>\nso sad\n</think>\n", True)
+    def thought(written):
+        return own_thinking(Request("a", None, None, "think", written))
+
+    assert thought("<think>\nsad \n</think>\n<answer>Vote: sad") == ("<think>\nsad\n</think>\n", False)
+    assert thought("<think>\nso sad ") == ("<think>\nso sad\n</think>\n", True)
+    assert own_thinking(Request("a", None, None)) == ("", False)
 
 
 @given(st.integers(0, 2**31), st.text(), st.text())
