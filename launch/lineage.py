@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from data_builders.rows import INFO_FILE, Corpus
+from data_builders.folds import some_speakers
+from data_builders.rows import INFO_FILE, Corpus, split_clips
 from reasoning.errors import ConfigError
 from reasoning.training.run_reader import CONFIG
 
@@ -18,21 +20,37 @@ def check_held_out(adapter: Path | str | None, corpus: Corpus, fold: int, folds:
 
     An adapter that no run folder tells of, or whose corpus is no longer where it was, passes.
     """
+    for path, run in lineage(adapter, corpus):
+        trained = (run["fold"], run["folds"])
+        if trained != (fold, folds):
+            raise ConfigError(
+                f"was trained on fold {trained[0]} of {trained[1]}: it has heard speakers whom fold {fold} of {folds} "
+                "holds out",
+                row=str(path),
+                field="adapter",
+                cure=f"name an adapter of fold {fold}, or give --fold {trained[0]}",
+            )
+
+
+def heard_speakers(adapter: Path | str | None, corpus: Corpus) -> set[str]:
+    """Speakers of this corpus whose clips the adapter, or one that it began from, was trained on, as far as is told."""
+    found: set[str] = set()
+    for _, run in lineage(adapter, corpus):
+        train = split_clips(corpus, run["fold"], run["folds"])["train"]
+        found |= {clip.speaker for clip in some_speakers(train, run.get("speakers"))}
+    return found
+
+
+def lineage(adapter: Path | str | None, corpus: Corpus) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(adapter, the options it was trained with) of the adapter and of each that it began from, on this corpus."""
     seen: set[Path] = set()
     while adapter and (folder := Path(adapter).resolve()) not in seen:
         seen.add(folder)
         run = run_of(folder)
         if run is None:
             return
-        trained = (run["fold"], run["folds"])
-        if fingerprint_at(Path(run["data"])) == corpus.fingerprint and trained != (fold, folds):
-            raise ConfigError(
-                f"was trained on fold {trained[0]} of {trained[1]}: it has heard speakers whom fold {fold} of {folds} "
-                "holds out",
-                row=str(adapter),
-                field="adapter",
-                cure=f"name an adapter of fold {fold}, or give --fold {trained[0]}",
-            )
+        if fingerprint_at(Path(run["data"])) == corpus.fingerprint:
+            yield Path(adapter), run
         adapter = run.get("adapter")
 
 

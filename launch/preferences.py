@@ -116,13 +116,21 @@ def prepare(args: argparse.Namespace) -> None:
     from data_builders.pair_file import made_of, write_pairs
     from data_builders.preferences import length_balanced, report, without_near_duplicates
     from data_builders.rows import read_corpus, split_clips
+    from launch.lineage import check_held_out, heard_speakers
     from reasoning.files import write_atomic
 
     corpus = read_corpus(args.data)
+    check_held_out(args.adapter, corpus, args.fold, args.folds)
     train = split_clips(corpus, args.fold, args.folds)["train"]
     clips = some_speakers(train, args.speakers)[: args.limit or None]
     if not clips:
         raise ConfigError(f"leaves none of the {len(train)} training clips", field="--speakers")
+    asked = {clip.speaker for clip in clips}
+    if heard := asked & heard_speakers(args.adapter, corpus):
+        print(
+            f"{len(heard)} of the {len(asked)} speakers of these pairs were in the training of {args.adapter}: what it "
+            "answers to clips that it knows by heart says less. Parts of --speakers that do not overlap keep them apart"
+        )
     stages, policy = build(args, corpus, clips)
     made = [pair for stage in stages for pair in stage.pairs]
     distinct = without_near_duplicates(made, corpus.info.emotions)
@@ -134,7 +142,7 @@ def prepare(args: argparse.Namespace) -> None:
             sum((stage.left_out for stage in (*stages, distinct, kept)), Counter()),
             corpus.info.emotions,
         ),
-        "asked": {"clips": len(clips), "speakers": len({clip.speaker for clip in clips})},
+        "asked": {"clips": len(clips), "speakers": len(asked), "speakers_heard": len(heard)},
         "policy": policy,
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
     }

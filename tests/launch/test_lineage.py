@@ -7,10 +7,11 @@ import shutil
 import pytest
 import yaml
 
-from data_builders.rows import read_corpus
+from data_builders.folds import some_speakers
+from data_builders.rows import read_corpus, split_clips
 from launch import evaluate
 from launch.arguments import DataArguments
-from launch.lineage import check_held_out
+from launch.lineage import check_held_out, heard_speakers
 from launch.training import training_rows
 from reasoning.errors import ConfigError
 
@@ -19,10 +20,11 @@ from reasoning.errors import ConfigError
 def run(tmp_path, tone_corpus):
     """run(name, fold, adapter): the folder of a run on the tones, as far as its options tell."""
 
-    def make(name, fold, adapter=None, data=tone_corpus):
+    def make(name, fold, adapter=None, data=tone_corpus, speakers=None):
         folder = tmp_path / name
         folder.mkdir()
         config = {"data": str(data), "fold": fold, "folds": 5, "adapter": None if adapter is None else str(adapter)}
+        config["speakers"] = speakers
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         return folder
 
@@ -48,6 +50,20 @@ def test_what_an_adapter_began_from_counts_and_so_does_the_run_of_a_checkpoint(r
     for adapter in (grpo, grpo / "checkpoint-6"):
         with pytest.raises(ConfigError, match=r"sft\] adapter: was trained on fold 1"):
             check_held_out(adapter, read_corpus(tone_corpus), 0, 5)
+
+
+def test_speakers_that_an_adapter_was_trained_on_are_those_of_all_its_runs(run, tone_corpus):
+    corpus = read_corpus(tone_corpus)
+    train = split_clips(corpus, 0)["train"]
+    first, second = ({clip.speaker for clip in some_speakers(train, part)} for part in ("0:0.4", "0.4:0.7"))
+    sft = run("sft", 0, speakers="0:0.4")
+    assert heard_speakers(sft, corpus) == first
+    assert heard_speakers(run("dpo", 0, adapter=sft, speakers="0.4:0.7"), corpus) == first | second
+    assert heard_speakers(None, corpus) == set()
+
+
+def test_an_adapter_that_claims_to_have_begun_from_itself_ends_nothing(run, tone_corpus, tmp_path):
+    check_held_out(run("self", 0, adapter=tmp_path / "self"), read_corpus(tone_corpus), 0, 5)
 
 
 def test_another_corpus_and_an_adapter_that_nothing_tells_of_pass(run, tone_corpus, tmp_path):

@@ -57,7 +57,7 @@ def test_the_report_beside_the_pairs_adds_up(finished):
     told = json.loads(finished.with_suffix(".json").read_text())
     pairs, _ = read_pairs(finished)
     assert sum(told["pairs"].values()) == len(pairs)
-    assert told["asked"] == {"clips": 6, "speakers": 1}
+    assert told["asked"] == {"clips": 6, "speakers": 1, "speakers_heard": 0}
     reasons = told["left_out"].get("own", {})
     assert told["pairs"].get("own", 0) + sum(n for why, n in reasons.items() if why != "truncated sample") == 6
     differences = [p.chosen_tokens - p.rejected_tokens for p in pairs]
