@@ -20,7 +20,7 @@ from reasoning.errors import EvaluationError
 from reasoning.evaluation.comparisons import NON_INFERIORITY_MARGIN, sentence, verdict_of
 from reasoning.evaluation.human import RATERS, enough_votes, raters_against_the_rest, sampling_floor
 from reasoning.evaluation.metrics import PROPER, per_clip
-from reasoning.evaluation.predictions import FORCED, READOUTS, SAMPLES, Prediction
+from reasoning.evaluation.predictions import FORCED, SAMPLES, Prediction, in_order
 from reasoning.evaluation.statistics import Array, Interval, few_speakers_note, jackknife_interval, mean_of
 from reasoning.grounding import Levels, is_measured
 from reasoning.response import read_response
@@ -112,12 +112,9 @@ def pool_seeds(predictions: Sequence[Prediction], told: Told) -> list[Stage]:
     if not any(readout != "none" for _, readout in series):
         raise EvaluationError("hold no answer of a model to a test clip", field="runs")
     wanted = sorted({line.id for seeds in series.values() for lines in seeds.values() for line in lines})
-    names = list(dict.fromkeys(name for name, _ in series))
-    readouts = ("none", *READOUTS)
-    ordered = sorted(
-        series.items(), key=lambda item: (item[0][1] != "none", names.index(item[0][0]), readouts.index(item[0][1]))
-    )
-    return [_stage(name, readout, seeds, wanted, told) for (name, readout), seeds in ordered]
+    ordered = in_order((name, readout, "none") for name, readout in series)
+    ordered.sort(key=lambda one: one[1] != "none")
+    return [_stage(name, readout, series[name, readout], wanted, told) for name, readout, _ in ordered]
 
 
 def _stage(

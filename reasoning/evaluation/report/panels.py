@@ -123,14 +123,7 @@ def differences(scores: Scores) -> list[Differences]:
         own = tuple(c for c in scores.comparisons if c.system == series.key)
         others = [(c, scores.by_key(c.versus)) for c in own]
         groups = [
-            (
-                title,
-                [
-                    _difference(other.title, other, c, TONES.get(c.verdict, "unclear"))
-                    for c, other in others
-                    if c.kind == kind
-                ],
-            )
+            (title, [_difference(other.title, other, c, TONES[c.verdict]) for c, other in others if c.kind == kind])
             for kind, title in _DIFFERENCES.items()
         ]
         if own:

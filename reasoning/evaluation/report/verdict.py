@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from reasoning.evaluation.comparisons import VERDICTS
 from reasoning.evaluation.report.views import CONTROL_TITLES, Comparison, Scores, Series
 from reasoning.evaluation.statistics import Interval
 
 Tone = Literal["good", "bad", "unclear", "plain"]
-TONES: dict[str, Tone] = {"better": "good", "worse": "bad"}
-"""Of the verdicts that are clear; the others are "unclear"."""
+TONES: dict[str, Tone] = {**dict.fromkeys(VERDICTS, "unclear"), "better": "good", "worse": "bad"}
 READS = {
     "better": "better",
     "worse": "worse",
@@ -127,7 +127,7 @@ def _margin(scores: Scores, lead: Series) -> Tile | None:
 def _difference(name: str, c: Comparison) -> Tile:
     jsd = c.metrics["jsd_bits"]
     note = f"{READS[c.verdict]}; 95% interval {number(jsd.low, signed=True)} to {number(jsd.high, signed=True)}"
-    return Tile(name, number(jsd.estimate, signed=True), note, TONES.get(c.verdict, "unclear"))
+    return Tile(name, number(jsd.estimate, signed=True), note, TONES[c.verdict])
 
 
 def _hearing(scores: Scores, lead: Series) -> Tile | None:

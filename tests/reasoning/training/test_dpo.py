@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -308,18 +307,13 @@ def test_a_fresh_adapter_starts_from_the_base_and_limit_takes_the_pairs_of_the_f
 
 
 @pytest.mark.distributed
-def test_two_ranks_give_the_one_process_result(arguments, adapter, tmp_path):
+def test_two_ranks_give_the_one_process_result(arguments, adapter, tmp_path, on_two_ranks):
     """Half the pairs on each of two CPU ranks: the same adapter within rounding."""
     one, two = tmp_path / "one", tmp_path / "two"
     common = {"max_steps": 2, "save_strategy": "no"}
     main(arguments(one, **common, per_device_train_batch_size=8))
-    repository = Path(__file__).parents[3]
-    launcher = [
-        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
-        "--config_file", str(repository / "accelerate_configs" / "cpu.yaml"), "--main_process_port", "0",
-    ]  # fmt: skip
-    command = [*launcher, "-m", "launch.dpo", *arguments(two, **common, per_device_train_batch_size=4)]
-    subprocess.run(command, check=True, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    run = on_two_ranks("launch.dpo", arguments(two, **common, per_device_train_batch_size=4), timeout=300)
+    assert run.returncode == 0, run.stderr
     a, b, start = weights(one), weights(two), weights(adapter)
     assert max(float((a[name] - start[name]).abs().max()) for name in a) > 1e-3
     for name in a:

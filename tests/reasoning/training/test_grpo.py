@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -201,25 +198,20 @@ def test_a_reward_that_raises_stops_the_run_with_all_saved_and_mended_it_goes_on
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_a_reward_that_raises_in_one_rank_stops_both_and_keeps_the_rollout_of_both(trained_checkpoint, tmp_path):
+def test_a_reward_that_raises_in_one_rank_stops_both_and_keeps_the_rollout_of_both(
+    trained_checkpoint, tmp_path, on_two_ranks
+):
     (tmp_path / "mine.py").write_text(
         "import os\n\ndef remote(completions, **columns):\n"
         "    if os.environ['RANK'] == '1':\n        raise LookupError('the judge is gone')\n"
         "    return [float(i) for i in range(len(completions))]\n"
     )
-    out, repository = tmp_path / "run", Path(__file__).parents[3]
-    launcher = [
-        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
-        "--config_file", str(repository / "accelerate_configs" / "cpu.yaml"), "--main_process_port", "0",
-    ]  # fmt: skip
+    out = tmp_path / "run"
     options = arguments(
         trained_checkpoint, out, rewards=[f"{tmp_path}/mine.py:remote"], reward_weights=[1],
         per_device_train_batch_size=4, gradient_accumulation_steps=1,
     )  # fmt: skip
-    run = subprocess.run(
-        [*launcher, "-m", "launch.grpo", *options], cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=500, capture_output=True, text=True,
-    )  # fmt: skip
+    run = on_two_ranks("launch.grpo", options, timeout=500)
     assert run.returncode != 0
     assert "remote: raised LookupError: the judge is gone" in run.stderr
     rollout = completions(out, "failed_00001")
@@ -229,26 +221,19 @@ def test_a_reward_that_raises_in_one_rank_stops_both_and_keeps_the_rollout_of_bo
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_ranks_with_other_numbers_of_quiet_groups_train_on_together(trained_checkpoint, tmp_path):
+def test_ranks_with_other_numbers_of_quiet_groups_train_on_together(trained_checkpoint, tmp_path, on_two_ranks):
     """At every other step the rewards of one group agree, on rank 1."""
     (tmp_path / "mine.py").write_text(
         "import os\n\ndef mine(completions, trainer_state, **columns):\n"
         "    quiet = os.environ['RANK'] == '1' and trainer_state.global_step % 2\n"
         "    return [0.5 if quiet and i < 4 else float(i % 2) for i in range(len(completions))]\n"
     )
-    out, repository = tmp_path / "run", Path(__file__).parents[3]
-    launcher = [
-        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
-        "--config_file", str(repository / "accelerate_configs" / "cpu.yaml"), "--main_process_port", "0",
-    ]  # fmt: skip
+    out = tmp_path / "run"
     options = arguments(
         trained_checkpoint, out, rewards=[f"{tmp_path}/mine.py:mine"], reward_weights=[1], min_reward_spread=0.02,
         per_device_train_batch_size=8, gradient_accumulation_steps=1, kl_weight=0.2, max_steps=4, loss_type="grpo",
     )  # fmt: skip
-    run = subprocess.run(
-        [*launcher, "-m", "launch.grpo", *options], cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=500, capture_output=True, text=True,
-    )  # fmt: skip
+    run = on_two_ranks("launch.grpo", options, timeout=500)
     assert run.returncode == 0, run.stderr
     assert [line["groups/quiet"] for line in lines(out)] == [0, 0.25, 0, 0.25]
     assert all(math.isfinite(float(line["vote_kl"])) for line in lines(out))

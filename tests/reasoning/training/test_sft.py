@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -288,19 +287,14 @@ def test_shares_cannot_be_taught_from_a_readout_that_nothing_has_trained_or_that
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("share_target", ["votes", "readout"])
-def test_two_ranks_give_the_one_process_result(finished, trained_checkpoint, tmp_path, share_target):
+def test_two_ranks_give_the_one_process_result(finished, trained_checkpoint, tmp_path, on_two_ranks, share_target):
     """Half the batch on each of two CPU ranks: the same clips, the same loss, the same adapter within rounding."""
     common = dict(max_steps=2, save_strategy="no", lora_r=2)
     common |= {**OWN_SHARES, "adapter": finished} if share_target == "readout" else {}
     one, two = tmp_path / "one", tmp_path / "two"
     main(arguments(trained_checkpoint, one, **common, per_device_train_batch_size=8))
-    repository = Path(__file__).parents[3]
-    launcher = [
-        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
-        "--config_file", str(repository / "accelerate_configs" / "cpu.yaml"), "--main_process_port", "0",
-    ]  # fmt: skip
-    command = [*launcher, "-m", "launch.sft", *arguments(trained_checkpoint, two, **common)]
-    subprocess.run(command, check=True, cwd=repository, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    run = on_two_ranks("launch.sft", arguments(trained_checkpoint, two, **common), timeout=300)
+    assert run.returncode == 0, run.stderr
     a, b = weights(one), weights(two)
     assert a.keys() == b.keys()
     for name in a:
