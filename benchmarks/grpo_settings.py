@@ -1,11 +1,11 @@
-"""python benchmarks/grpo_settings.py --adapter runs/crema_d/fold0/own --set scale_rewards=none scale_rewards=group
+"""python benchmarks/grpo_settings.py --adapter runs/crema_d/fold0/own --set temperature=1.0 temperature=0.7,max_steps=6
 
-What does one setting of GRPO do? Trains launch/configs/grpo.yaml from the same SFT adapter once with each value, all
-else equal: the same clips in the same order, the same seed. No clip comes twice, so the rewards of the last steps are
-of clips that no step before has learned from. What a run costs the label readout is measured on the dev speakers, whom
-no training hears. One run with each value: no seed is repeated. Finished runs in --work are kept; --set may be given
-again, with other values or another option. Adds to benchmarks/results/grpo_settings.json and writes the table of
-docs/train.md.
+What do settings of GRPO bring, and what do they cost? Trains launch/configs/grpo.yaml from the same adapter once with
+each KEY=VALUE[,KEY=VALUE...], all else equal: the same clips in the same order, the same seed. No clip comes twice, so
+the rewards of the last steps are of clips that no step before has learned from. Before and after, the dev speakers,
+whom no training hears, are asked as in evaluation: for written Shares, greedily, and for the label readout. One run
+with each setting: no seed is repeated. Finished runs in --work are kept; --set may be given again, with other settings.
+Adds to benchmarks/results/grpo_settings.json and writes the table of docs/train.md.
 """
 
 from __future__ import annotations
@@ -20,23 +20,29 @@ from typing import Any
 import numpy as np
 
 from data_builders.rows import Corpus, read_corpus, split_clips
-from reasoning.distributions import jsd_bits, nll_bits, normalize_votes
+from reasoning.evaluation.metrics import per_clip
 from reasoning.evaluation.statistics import difference_of, jackknife_interval, mean_of
 from reasoning.files import replace_section, write_atomic
+from reasoning.prompts import MAX_NEW_TOKENS
+from reasoning.response import read_response
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, RESULTS = ROOT / "docs" / "train.md", ROOT / "benchmarks" / "results" / "grpo_settings.json"
 LAST = 4
 """Steps at the end of a run whose rewards are averaged."""
 
+METRICS = ("jsd_bits", "nll_bits", "brier")
+
 
 def train(setting: str, args: argparse.Namespace) -> Path:
-    """The run folder of GRPO with this KEY=VALUE on top of the config."""
-    key, value = setting.split("=")
+    """The run folder of GRPO with these KEY=VALUE on top of the config."""
     run = args.work / setting
     command = ["grpo", "--config", "launch/configs/grpo.yaml", "--adapter", str(args.adapter)]
     command += ["--model_name_or_path", str(args.model), "--data", str(args.data), "--fold", str(args.fold)]
-    command += ["--output_dir", str(run), f"--{key}", value]
+    command += ["--output_dir", str(run)]
+    for pair in setting.split(","):
+        key, value = pair.split("=")
+        command += [f"--{key}", value]
     subprocess.run([sys.executable, "-m", "launch.cli", *command], check=True)
     return run
 
@@ -51,46 +57,64 @@ def end_of(run: Path) -> dict[str, Any]:
     }
 
 
-def dev_labels(adapter: Path, corpus: Corpus, args: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Per dev clip, how far the label readout is from the votes."""
+def on_dev(adapter: Path, corpus: Corpus, args: argparse.Namespace) -> dict[str, dict[str, np.ndarray]]:
+    """By readout, what each dev clip scores: METRICS of `verbalized` and `label`, and whether Shares could be read."""
     from reasoning.inference.engine import Request
     from reasoning.inference.transformers_engine import TransformersEngine
     from reasoning.models.loading import load_model
 
-    dev = split_clips(corpus, args.fold)["dev"]
-    engine = TransformersEngine(load_model(args.model, adapter), corpus.info.emotions, batch_size=16)
+    dev, emotions = split_clips(corpus, args.fold)["dev"], corpus.info.emotions
+    engine = TransformersEngine(load_model(args.model, adapter), emotions, batch_size=32)
     asked = [Request(clip.id, corpus.root / clip.audio, clip.transcript) for clip in dev]
-    readout = np.array([scores.probabilities for scores in engine.score_labels(asked)])
     votes = [clip.votes for clip in dev]
-    return {"jsd_bits": jsd_bits(normalize_votes(votes), readout), "nll_bits": nll_bits(votes, readout)}
+    labels = per_clip(votes, [scores.probabilities for scores in engine.score_labels(asked)])
+    answers = engine.generate(asked, max_new_tokens=MAX_NEW_TOKENS["no_think"])
+    shares = [read_response(answer.text, emotions).probabilities for answer in answers]
+    failed = np.array([share is None for share in shares])
+    uniform = np.full(
+        len(emotions.names), 1 / len(emotions.names)
+    )  # in the place of failures, which are not scored by it
+    written = per_clip(votes, [uniform if share is None else share for share in shares], failed)
+    return {
+        "verbalized": {name: written[name] for name in METRICS} | {"parsed": ~failed},
+        "label": {name: labels[name] for name in METRICS},
+    }
 
 
 def against(before: dict[str, np.ndarray], after: dict[str, np.ndarray], speakers: list[str]) -> dict[str, Any]:
     """after minus before by metric, clip by clip, with intervals over speakers."""
     return {
         name: jackknife_interval(difference_of(mean_of(after[name]), mean_of(before[name])), speakers).to_dict()
-        for name in before
+        for name in METRICS
     }
+
+
+def means(found: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
+    """By readout and metric, the mean over the dev clips."""
+    return {readout: {name: float(values.mean()) for name, values in of.items()} for readout, of in found.items()}
 
 
 def table(record: dict[str, Any]) -> str:
     """The record as docs/train.md shows it."""
-    start = record["label_before"]
+    start = record["before"]
     head = (
-        "| setting | closeness | parsed | entropy, nats | label jsd_bits: change [95%] | nll_bits: change [95%] |\n"
-        "|---|---|---|---|---|---|\n"
+        "| setting | steps | sampled: closeness | parsed | written: parsed | jsd_bits: change [95%] | brier "
+        "| label: jsd_bits | nll_bits |\n|---|---|---|---|---|---|---|---|---|\n"
     )
     rows = [
-        f"| `{setting}` | {run['closeness']:.3f} | {run['parsed']:.0%} | {run['entropy']:.3f} "
+        f"| `{setting}` | {run['steps']} | {run['closeness']:.3f} | {run['parsed']:.0%} "
+        f"| {run['after']['verbalized']['parsed']:.1%} "
+        f"| {_change(run['verbalized']['jsd_bits'])} | {_change(run['verbalized']['brier'])} "
         f"| {_change(run['label']['jsd_bits'])} | {_change(run['label']['nll_bits'])} |\n"
         for setting, run in sorted(record["runs"].items())
     ]
-    steps = sorted({run["steps"] for run in record["runs"].values()})
+    written = start["verbalized"]
     said = (
-        f"{record['corpus']}, fold {record['fold']}, {', '.join(map(str, steps))} steps, one run each. Closeness, "
-        f"share of parsed answers and entropy: sampled at temperature 1 in the last {LAST} steps. Label readout: "
-        f"{record['dev_clips']} clips of {record['dev_speakers']} dev speakers, after minus before "
-        f"(before: {start['jsd_bits']:.3f} jsd_bits, {start['nll_bits']:.3f} nll_bits).\n"
+        f"{record['corpus']}, fold {record['fold']}, one run each. Sampled: in the last {LAST} steps, at the run's "
+        f"temperature. Written (greedy Shares) and label readout: {record['dev_clips']} clips of "
+        f"{record['dev_speakers']} dev speakers, after minus before. Before: {written['parsed']:.1%} parsed, "
+        f"{written['jsd_bits']:.3f} jsd_bits, {written['brier']:.3f} brier; label {start['label']['jsd_bits']:.3f} "
+        f"jsd_bits, {start['label']['nll_bits']:.3f} nll_bits.\n"
     )
     return head + "".join(rows) + "\n" + said
 
@@ -102,7 +126,7 @@ def _change(found: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", type=Path, required=True, help="of `equivox sft`")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of `equivox grpo`")
+    parser.add_argument("--set", nargs="+", required=True, metavar="KEY=VALUE[,KEY=VALUE]", help="of `equivox grpo`")
     parser.add_argument("--model", type=Path, default=Path("models/seed"))
     parser.add_argument("--data", type=Path, default=Path("data/crema_d"))
     parser.add_argument("--fold", type=int, default=0)
@@ -111,22 +135,24 @@ def main() -> None:
     corpus = read_corpus(args.data)
     dev = split_clips(corpus, args.fold)["dev"]
     speakers = [clip.speaker for clip in dev]
-    before = dev_labels(args.adapter, corpus, args)
+    before = on_dev(args.adapter, corpus, args)
     runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
     for setting in args.set:
         run = train(setting, args)
-        runs[setting] = {**end_of(run), "label": against(before, dev_labels(run, corpus, args), speakers)}
+        after = on_dev(run, corpus, args)
+        changed = {readout: against(before[readout], after[readout], speakers) for readout in before}
+        runs[setting] = {**end_of(run), "after": means(after), **changed}
         record = {
             "corpus": corpus.info.name,
             "fold": args.fold,
             "dev_clips": len(dev),
             "dev_speakers": len(set(speakers)),
-            "label_before": {name: float(values.mean()) for name, values in before.items()},
+            "before": means(before),
             "runs": runs,
         }
         write_atomic(RESULTS, json.dumps(record, indent=1) + "\n")
         replace_section(DOCUMENT, "grpo settings", table(record))
-    print(table(record))
+        print(table(record))
 
 
 if __name__ == "__main__":

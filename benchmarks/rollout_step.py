@@ -44,7 +44,7 @@ from reasoning.models.generating import generate_ids
 from reasoning.models.loading import Loaded, add_adapter, load_model
 from reasoning.models.memory import mel_frames
 from reasoning.models.prompter import Prompter, prompt_batch
-from reasoning.response import write_response
+from reasoning.response import ShareGrid, write_response
 from reasoning.rollouts.rollouts import Prompt, Rollouts, Sampling
 from reasoning.rollouts.weights import Touched
 from reasoning.training.run_folder import environment
@@ -84,7 +84,7 @@ def step_of(loaded: Loaded, prompter: Prompter, clips: Sequence[Clip], root: Pat
     for clip in clips:
         shares = [v / clip.n_votes for v in clip.votes]
         for g in range(samples):
-            text = write_response(shares, names[g % len(names)], prompter.emotions, parts=10)
+            text = write_response(shares, names[g % len(names)], prompter.emotions, grid=ShareGrid(10))
             answers.append([*prompter.encode(text), prompter.eos_id])
     longest = max(map(len, answers))
     ids = torch.tensor([a + [prompter.pad_id] * (longest - len(a)) for a in answers], device=loaded.base.device)

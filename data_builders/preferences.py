@@ -24,7 +24,7 @@ from reasoning.distributions import jsd_bits, normalize_votes, tvd
 from reasoning.emotions import EmotionSet
 from reasoning.grounding import Levels, ground
 from reasoning.readings import read_once
-from reasoning.response import ANSWER_PREFIX, WHOLE, write_response
+from reasoning.response import ANSWER_PREFIX, HUNDREDTHS, ShareGrid, write_response
 
 UNREADABLE_BITS = 1.0
 """The distance of an answer that cannot be read: failing never pays."""
@@ -119,7 +119,7 @@ def contrast_pairs(
     *,
     margin_bits: float,
     seed: int,
-    share_parts: int = WHOLE,
+    grid: ShareGrid = HUNDREDTHS,
     traces: Mapping[str, str] | None = None,
 ) -> Built:
     """The clip's votes as an answer against those of another clip that lie at least `margin_bits` of jsd away.
@@ -146,7 +146,7 @@ def contrast_pairs(
             continue
         vote = emotions.names[int(rng.choice(len(emotions), p=shares_NK[i]))]
         texts = [
-            write_response(shares_NK[j].tolist(), vote, emotions, (traces or {}).get(usable[j].id), share_parts)
+            write_response(shares_NK[j].tolist(), vote, emotions, (traces or {}).get(usable[j].id), grid)
             for j in (i, other)
         ]
         chosen, rejected = (_ranked(text, clip.votes, emotions) for text in texts)
@@ -175,7 +175,7 @@ def grounding_pairs(
     *,
     contradictions: int,
     seed: int,
-    share_parts: int = WHOLE,
+    grid: ShareGrid = HUNDREDTHS,
 ) -> Built:
     """A clip's answer after its own trace against the same after that trace with another clip's Voice line.
 
@@ -203,7 +203,7 @@ def grounding_pairs(
         vote = emotions.names[int(rng.choice(len(emotions), p=shares))]
         true = traces[clip.id]
         contradicted = true.replace(f"Voice: {voices[clip.id]}", f"Voice: {false}", 1)
-        texts = [write_response(shares, vote, emotions, each, share_parts) for each in (true, contradicted)]
+        texts = [write_response(shares, vote, emotions, each, grid) for each in (true, contradicted)]
         chosen, rejected = (_ranked(text, clip.votes, emotions) for text in texts)
         built.pairs.append(_pair(clip, "grounding", chosen, rejected, tokens))
     return built

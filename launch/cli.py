@@ -67,6 +67,14 @@ COMMANDS = {
         "put stages of training, in their order, side by side over seeds: which help, which only sharpen",
         "equivox compare runs/mine/eval_sft runs/mine/eval_grpo --data data/crema_d --out runs/mine/comparison",
     ),
+    "pack": Command(
+        "put evaluations into one small file without votes, to publish or to carry",
+        "equivox pack runs/mine/eval_sft runs/mine/eval_grpo --out results.parquet",
+    ),
+    "unpack": Command(
+        "make evaluations of such a file again, with the corpus's votes",
+        "equivox unpack results.parquet --data data/crema_d --out runs/theirs",
+    ),
     "diagnose": Command(
         "swap traces and sounds between clips: does the trace alone fix the answer?",
         "equivox diagnose --model models/seed --adapter runs/mine/think --data data/crema_d --traces traces.parquet",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from launch.cli import run
+from launch.unpack import MINUTES
 
 if TYPE_CHECKING:
     from data_builders.rows import Corpus
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         token_counter(args.tokenizer or folder_of(records)),
         frozenset(record.system for record in records if record.level == "think"),
         *cues_of(corpus, args.data, records),
-        minutes_of(records),
+        minutes_of(records, args.runs),
         {record.fold: record.fitted["dirichlet_alpha"] for record in records},
     )
     found = {**compare_stages(predictions, told), "statement": f"{corpus.info.name} ({corpus.info.statement})"}
@@ -154,10 +155,14 @@ def cues_of(
     return levels, donors
 
 
-def minutes_of(records: Sequence[RunRecord]) -> Mapping[str, float]:
-    """`STAGE@SEED` -> minutes of its own training and of sampling the pairs it was trained on, where they are known."""
+def minutes_of(records: Sequence[RunRecord], folders: Sequence[Path]) -> Mapping[str, float]:
+    """`STAGE@SEED` -> minutes of its own training and of sampling the pairs it was trained on, where they are known:
+    by what lies beside its adapter, or in its own folder if it was unpacked."""
     found = {}
-    for record in records:
+    for record, folder in zip(records, folders, strict=True):
+        if (folder / MINUTES).is_file():
+            found[record.system] = float((folder / MINUTES).read_text())
+            continue
         if record.adapter is None:
             continue
         config = Path(record.adapter) / "config.yaml"

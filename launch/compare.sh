@@ -9,6 +9,7 @@
 #   --ablate KEY=V1,V2   also train GRPO's stage (SFT's, with --of sft or --of think) with --KEY V1, then V2; repeatable
 #   --name NAME          the folder is runs/NAME (default: compare_CORPUS)
 #   --page FILE.md       write the page here, its plot beside it (default: results.md in the folder)
+#   --with DIR           compare with evaluations of other seeds too, as `equivox unpack --out DIR` makes them
 #
 # What is finished is kept: run it again after an interruption, or with more seeds, and it goes on where it stopped.
 set -euo pipefail
@@ -48,7 +49,7 @@ main() {
         pairs
         train think+dpo dpo --level think --adapter "$run/think" --pairs "$run/pairs/pairs.parquet"
         train think+grpo grpo "${reinforce[@]}"
-        train think+grpo+gold grpo "${reinforce[@]}" --gold_traces "$traces" --share_parts 4
+        train think+grpo+gold grpo "${reinforce[@]}" --gold_traces "$traces" --share_parts 4 --share_floor 0.08
         train think+grpo+kl grpo "${reinforce[@]}" --kl_weight 0.2
         ablate
         swap_traces
@@ -58,8 +59,8 @@ main() {
 }
 
 write_page() {
-    local compare=(equivox compare "${evaluations[@]}" --data "$data" --swaps "${swaps[@]}" --out "$runs/comparison"
-        --markdown "$page" --made-by "bash launch/compare.sh $given")
+    local compare=(equivox compare "${evaluations[@]}" ${elsewhere[@]+"${elsewhere[@]}"} --data "$data"
+        --swaps "${swaps[@]}" --out "$runs/comparison" --markdown "$page" --made-by "bash launch/compare.sh $given")
     again "$runs/comparison" "${compare[@]}"
     stage "Comparison: which stages help, which only sharpen" "$runs/comparison" "${compare[@]}"
 }
@@ -90,8 +91,8 @@ evaluate() { # SYSTEM READOUTS OPTIONS...: the fold's held-out speakers, heard b
 pairs() {
     stage "Seed $seed: pairs of answers" "$run/pairs" \
         equivox prepare preferences --data "$data" --fold "$fold" --model "$model" --adapter "$run/think" \
-        --speakers 0.7:1 --level think --kinds own contrast grounding --traces "$traces" --share-parts 4 \
-        --max-new-tokens 320 --seed "$seed" ${few[@]+"${few[@]}"} --out "$run/pairs/pairs.parquet"
+        --speakers 0.7:1 --level think --kinds own contrast grounding --traces "$traces" \
+        --share-parts 4 --share-floor 0.08 --max-new-tokens 320 --seed "$seed" ${few[@]+"${few[@]}"} --out "$run/pairs/pairs.parquet"
 }
 
 check_ablations() { # before hours of training, not after them
@@ -123,9 +124,11 @@ swap_traces() {
     swaps+=("$run/swaps/swaps.json")
 }
 
+absolute() { case "$1" in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac }
+
 read_options() {
     given="$*" corpus=studio root="" seeds="1 2 3" fold=0 name="" page="" of=grpo
-    short=() some=() few=() ablations=()
+    short=() some=() few=() ablations=() elsewhere=()
     while [ $# -gt 0 ]; do
         case "$1" in
             --corpus) corpus="${2:?--corpus takes studio or crema_d}" && shift 2 ;;
@@ -145,9 +148,13 @@ read_options() {
                 ;;
             --of) of="${2:?--of takes sft, think or grpo}" && shift 2 ;;
             --name) name="${2:?--name takes a name for the run}" && shift 2 ;;
-            --page)
-                page="${2:?--page takes a file}" && shift 2
-                [[ "$page" == /* ]] || page="$PWD/$page" # of the folder the user is in
+            # Files are named from the folder that the user is in.
+            --page) page="$(absolute "${2:?--page takes a file}")" && shift 2 ;;
+            --with)
+                ls -d "${2:?--with takes a folder}"/*/*/evaluation.json >/dev/null 2>&1 ||
+                    refuse "--with $2: expected a folder that equivox unpack wrote"
+                for run in "$(absolute "$2")"/*/*/; do elsewhere+=("${run%/}"); done
+                shift 2
                 ;;
             -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" && exit 0 ;;
             *) refuse "unknown option $1; --help lists them" ;;

@@ -13,7 +13,7 @@ from typing import Any
 from launch.cli import run
 from launch.rollouts import RolloutArguments, check_vllm, open_rollouts
 from reasoning.errors import ConfigError
-from reasoning.response import check_share_parts
+from reasoning.response import ShareGrid
 
 
 @dataclass
@@ -43,11 +43,11 @@ class RewardArguments:
         metadata={"help": "File of `equivox prepare cot`: at level think, one verified trace joins each clip's group."},
     )
     share_parts: int = field(
-        default=100, metadata={"help": "Shares after such a trace are multiples of 1 / this, as SFT wrote them."}
+        default=100, metadata={"help": "Shares after such a trace are written in so many parts, as SFT wrote them."}
     )
+    share_floor: float = field(default=0.0, metadata={"help": "The smallest of these Shares, as SFT wrote them."})
 
     def __post_init__(self) -> None:
-        check_share_parts(self.share_parts)
         if not self.rewards:
             raise ConfigError("is empty", field="rewards", cure="name at least one function")
         if self.kl_weight < 0:
@@ -90,10 +90,16 @@ def prepare(data: Any, model: Any, reward: RewardArguments, args: Any) -> tuple[
     check_saving(args, len(rows))
     with args.main_process_first(desc="measuring cues"):
         rows = with_cue_levels(rows, corpus, data, functions)
+    grid_of(reward).check(len(corpus.info.emotions))
     gold = gold_of(rows, corpus, data.level, reward.gold_traces)
     for function in functions:
         asked_columns(function, rows[0].keys())
     return functions, corpus, rows, gold
+
+
+def grid_of(reward: RewardArguments) -> ShareGrid:
+    """Which Shares a reference is written with."""
+    return ShareGrid(reward.share_parts, reward.share_floor)
 
 
 def train(data: Any, model: Any, reward: RewardArguments, rollout: RolloutArguments, args: Any) -> None:
@@ -113,7 +119,7 @@ def train(data: Any, model: Any, reward: RewardArguments, rollout: RolloutArgume
     rollouts = open_rollouts(loaded, rollout, args)
     trainer_class, extra = AudioGRPOTrainer, {}
     if gold is not None:
-        trainer_class, extra = GoldGRPOTrainer, {"gold": gold, "share_parts": reward.share_parts}
+        trainer_class, extra = GoldGRPOTrainer, {"gold": gold, "grid": grid_of(reward)}
     try:
         trainer = trainer_class(
             loaded,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from data_builders.rows import Corpus
     from reasoning.clips import Clip
     from reasoning.models.loading import Loaded
+    from reasoning.response import ShareGrid
     from reasoning.rollouts.rollouts import Sampling
     from reasoning.training.sampling import Sample
 
@@ -65,8 +66,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--contradictions", type=int, default=2, help="false claims of a rejected Voice line, least (default: 2)"
     )
     p.add_argument(
-        "--share-parts", type=int, default=100, help="written shares are multiples of 1 / N, as in SFT (default: 100)"
+        "--share-parts", type=int, default=100, help="shares are written in so many parts, as in SFT (default: 100)"
     )
+    p.add_argument("--share-floor", type=float, default=0.0, help="smallest share, as in SFT (default: 0)")
     p.add_argument(
         "--balance", type=float, default=0.5, help="tokens that chosen may exceed rejected by (default: %(default)s)"
     )
@@ -78,10 +80,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise ConfigError on values that would give no pairs or fail late."""
     from data_builders.folds import speaker_part
-    from reasoning.response import check_share_parts
 
     speaker_part(args.speakers)
-    check_share_parts(args.share_parts, "--share-parts")
     least = {"samples": 2, "pairs_per_clip": 1, "batch_size": 1, "limit": 0, "contradictions": 1}
     for name, value in least.items():
         if getattr(args, name) < value:
@@ -120,6 +120,7 @@ def prepare(args: argparse.Namespace) -> None:
     from reasoning.files import write_atomic
 
     corpus = read_corpus(args.data)
+    grid_of(args).check(len(corpus.info.emotions), "--share-parts", "--share-floor")
     check_held_out(args.adapter, corpus, args.fold, args.folds)
     train = split_clips(corpus, args.fold, args.folds)["train"]
     clips = some_speakers(train, args.speakers)[: args.limit or None]
@@ -151,6 +152,13 @@ def prepare(args: argparse.Namespace) -> None:
     print(summary(told, args.out))
 
 
+def grid_of(args: argparse.Namespace) -> ShareGrid:
+    """Which Shares answers are written with that the policy did not write."""
+    from reasoning.response import ShareGrid
+
+    return ShareGrid(args.share_parts, args.share_floor)
+
+
 def build(args: argparse.Namespace, corpus: Corpus, clips: Sequence[Clip]) -> tuple[list[Built], dict[str, Any]]:
     """(pairs of each kind that was asked for, what the policy and its sampling are)."""
     import torch
@@ -169,7 +177,7 @@ def build(args: argparse.Namespace, corpus: Corpus, clips: Sequence[Clip]) -> tu
     def tokens(text: str) -> int:
         return len(loaded.tokenizer.encode(text, add_special_tokens=False)) + 1
 
-    written = {"seed": args.seed, "share_parts": args.share_parts}
+    written = {"seed": args.seed, "grid": grid_of(args)}
     stages = []
     if "own" in args.kinds:
         answers = sampled(args, corpus, clips, loaded, policy)

@@ -12,7 +12,7 @@ from typing import Any
 
 from launch.cli import run
 from reasoning.errors import ConfigError
-from reasoning.response import check_share_parts
+from reasoning.response import ShareGrid
 
 SHARE_TARGETS = ("votes", "readout")
 
@@ -48,6 +48,11 @@ class AmbiguityArguments:
         },
     )
 
+    share_floor: float = field(
+        default=0.0,
+        metadata={"help": "The smallest share that is written; share_parts divides what the floors leave of 1."},
+    )
+
     traces: str | None = field(
         default=None,
         metadata={"help": "File of `equivox prepare cot`: the verified thinking that level think is trained to write."},
@@ -64,7 +69,6 @@ class AmbiguityArguments:
         for name, known in (("vote_target", VOTE_TARGETS), ("share_target", SHARE_TARGETS)):
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"is {value!r}, expected one of {', '.join(known)}", field=name)
-        check_share_parts(self.share_parts)
         if self.kl_weight < 0:
             raise ConfigError(f"is {self.kl_weight}, expected 0 or more", field="kl_weight")
 
@@ -92,6 +96,8 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
     refuse_unserved(args)
     folder = Path(args.output_dir)
     corpus, rows = training_rows(data, model.adapter)
+    grid = ShareGrid(ambiguity.share_parts, ambiguity.share_floor)
+    grid.check(len(corpus.info.emotions))
     rows = with_thinking(rows, corpus, data.level, ambiguity.traces)
     own_shares = ambiguity.share_target == "readout"
     if own_shares:
@@ -107,7 +113,7 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
         memory,
         level=data.level,
         seed=args.seed,
-        share_parts=ambiguity.share_parts,
+        grid=grid,
         vote_target=ambiguity.vote_target,
         max_length=args.max_length,
     )

@@ -64,13 +64,6 @@ class Reading:
     problems: tuple[str, ...]
 
 
-def check_share_parts(parts: int, field: str = "share_parts") -> None:
-    """Raise ConfigError unless shares in so many parts of the whole can be printed with two decimals."""
-    if parts < 2 or WHOLE % parts:
-        known = ", ".join(str(n) for n in range(2, WHOLE + 1) if WHOLE % n == 0)
-        raise ConfigError(f"is {parts}, expected one of {known}", field=field)
-
-
 def round_shares(probabilities: Sequence[float], parts: int = WHOLE) -> tuple[int, ...]:
     """How many of so many parts each share is, by largest remainder, `parts` in all; ties go to the earlier.
 
@@ -89,18 +82,61 @@ def written_share(hundredths: int) -> str:
     return f"{hundredths // 100}.{hundredths % 100:02d}"
 
 
+@dataclass(frozen=True)
+class ShareGrid:
+    """Which shares may be written: `floor`, and of what the floors leave any number of `parts` equal parts.
+
+    The fewer parts, the fewer rows of shares for a small model to learn; the floor spares it the zeros, which few parts
+    would otherwise mostly be, and a share of 0.00 for which somebody voted is dear. The default is every hundredth.
+    """
+
+    parts: int = WHOLE
+    floor: float = 0.0
+
+    def check(self, n_emotions: int, parts_field: str = "share_parts", floor_field: str = "share_floor") -> None:
+        """Raise ConfigError unless such shares of `n_emotions` can be printed with two decimals and sum to 1."""
+        floors = [
+            h for h in range(-(-WHOLE // n_emotions)) if self.parts > 1 and not (WHOLE - n_emotions * h) % self.parts
+        ]
+        if not self.floor and 0 not in floors:
+            known = ", ".join(str(n) for n in range(2, WHOLE + 1) if WHOLE % n == 0)
+            raise ConfigError(f"is {self.parts}, expected one of {known}", field=parts_field)
+        if not any(abs(self.floor - h / WHOLE) < 1e-9 for h in floors):
+            known = ", ".join(written_share(h) for h in floors) or "none"
+            what = f"is {self.floor:g}, expected one of {known} with {self.parts} parts and {n_emotions} emotions"
+            raise ConfigError(what, field=floor_field)
+
+    def hundredths(self, probabilities: Sequence[float]) -> list[int]:
+        """The shares that are written for a distribution (K,), in hundredths that sum to 100.
+
+        What it has above the floor is rounded by `round_shares`.
+        """
+        least = round(self.floor * WHOLE)
+        step = (WHOLE - least * len(probabilities)) // self.parts
+        above = [max(p - self.floor, 0.0) for p in probabilities] if least else list(probabilities)
+        whole = sum(above) if least else 1.0
+        return [least + step * part for part in round_shares([a / whole for a in above], self.parts)]
+
+
+HUNDREDTHS = ShareGrid()
+
+
 def write_response(
-    probabilities: Sequence[float], vote: str, emotions: EmotionSet, thinking: str | None = None, parts: int = WHOLE
+    probabilities: Sequence[float],
+    vote: str,
+    emotions: EmotionSet,
+    thinking: str | None = None,
+    grid: ShareGrid = HUNDREDTHS,
 ) -> str:
     """The response text for a distribution (K,), one vote, and optional thinking. `read_response` reads it back.
 
-    Shares are rounded to multiples of 1 / parts that sum to 1 (`check_share_parts`), and printed with two decimals.
+    Shares are those of the grid, printed with two decimals.
     Raises ConfigError when `vote` is not an emotion's name or `thinking` holds a tag of the grammar.
     """
     if vote not in emotions.names or len(probabilities) != len(emotions):
         raise ConfigError(f"vote {vote!r} with {len(probabilities)} shares does not fit {emotions.names}", field="vote")
-    hundredths = [part * (WHOLE // parts) for part in round_shares(probabilities, parts)]
-    shares = ", ".join(f"{n} {written_share(h)}" for n, h in zip(emotions.names, hundredths, strict=True))
+    hundredths = zip(emotions.names, grid.hundredths(probabilities), strict=True)
+    shares = ", ".join(f"{name} {written_share(share)}" for name, share in hundredths)
     answer = f"{ANSWER_PREFIX} {vote}\nShares: {shares}{ANSWER_CLOSE}"
     if thinking is None:
         return answer

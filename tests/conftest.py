@@ -297,6 +297,7 @@ def teach(
     from reasoning.models.answer_head import add_answer_head
     from reasoning.models.loading import load_model
     from reasoning.models.prompter import Prompter
+    from reasoning.response import ShareGrid
     from reasoning.training.collate import AnswerCollator
     from reasoning.training.objective import IGNORE, response_nll_nats, vote_kl_nats
 
@@ -305,7 +306,7 @@ def teach(
     prompter = Prompter(loaded, corpus.info.emotions)
     add_answer_head(loaded.base, prompter.labels)
     level = "think" if thinking else "no_think"
-    collator = AnswerCollator(prompter, loaded.memory(), level=level, seed=0, share_parts=10)
+    collator = AnswerCollator(prompter, loaded.memory(), level=level, seed=0, grid=ShareGrid(10))
     rows = [
         {
             "id": c.id, "audio": str(corpus.root / c.audio), "transcript": c.transcript, "votes": c.votes,

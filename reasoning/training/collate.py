@@ -20,7 +20,7 @@ from reasoning.emotions import EmotionSet
 from reasoning.errors import RowError
 from reasoning.models.memory import AudioMemory, Heard, batch_heard
 from reasoning.models.prompter import Prompter
-from reasoning.response import WHOLE, write_response
+from reasoning.response import HUNDREDTHS, ShareGrid, write_response
 from reasoning.training.objective import IGNORE
 
 Row = Mapping[str, Any]
@@ -49,12 +49,12 @@ class AnswerCollator:
         *,
         level: str,
         seed: int,
-        share_parts: int = WHOLE,
+        grid: ShareGrid = HUNDREDTHS,
         vote_target: str = "any_label",
         max_length: int | None = None,
     ) -> None:
         self.prompter, self.memory, self.level, self.seed = prompter, memory, level, seed
-        self.share_parts, self.vote_target, self.max_length = share_parts, vote_target, max_length
+        self.grid, self.vote_target, self.max_length = grid, vote_target, max_length
         self.epoch = 0
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ class AnswerCollator:
         prompt = prompter.prompt_ids(row["transcript"], heard, self.level)
         vote = drawn_vote(row, prompter.emotions, self.seed, self.epoch)
         shares = row.get("shares") or normalize_votes(row["votes"])[0].tolist()
-        text = write_response(shares, vote, prompter.emotions, row.get("thinking"), self.share_parts)
+        text = write_response(shares, vote, prompter.emotions, row.get("thinking"), self.grid)
         response = [*prompter.encode(text), prompter.eos_id]
         slot = prompter.slot_of(response)
         if slot is None:

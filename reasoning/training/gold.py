@@ -28,7 +28,7 @@ from torch import Tensor
 from reasoning.distributions import normalize_votes
 from reasoning.errors import RowError
 from reasoning.readings import RATES, rates
-from reasoning.response import WHOLE, Reading, write_response
+from reasoning.response import HUNDREDTHS, Reading, ShareGrid, write_response
 from reasoning.training.collate import drawn_vote
 from reasoning.training.grpo import AudioGRPOTrainer
 
@@ -36,15 +36,15 @@ from reasoning.training.grpo import AudioGRPOTrainer
 class GoldGRPOTrainer(AudioGRPOTrainer):
     """AudioGRPOTrainer with the module's reference in the last place of the group of every clip that has one.
 
-    gold: clip id -> thinking; clips without one keep all their sampled answers. share_parts: as SFT wrote them. The
-    reference's vote is drawn from the votes and masked like any vote, and the KL at the vote slot leaves it out.
+    gold: clip id -> thinking; clips without one keep all their sampled answers. grid: of its Shares, as SFT wrote them.
+    The reference's vote is drawn from the votes and masked like any vote, and the KL at the vote slot leaves it out.
     Logged rewards, `parse_rate` and `problems` are the policy's own; beside them `gold/reward` and `gold/advantage`,
     means over the references, and in the completions table the column `gold`. Lengths and `reward_spread` count it.
     Without gold every number is AudioGRPOTrainer's.
     """
 
-    def __init__(self, *args: Any, gold: Mapping[str, str], share_parts: int = WHOLE, **kwargs: Any) -> None:
-        self._thinking, self._share_parts = gold, share_parts
+    def __init__(self, *args: Any, gold: Mapping[str, str], grid: ShareGrid = HUNDREDTHS, **kwargs: Any) -> None:
+        self._thinking, self._grid = gold, grid
         super().__init__(*args, **kwargs)
         for row in kwargs["rows"]:
             self._check_length(row)
@@ -60,7 +60,7 @@ class GoldGRPOTrainer(AudioGRPOTrainer):
         emotions = self._prompter.emotions
         vote = drawn_vote(row, emotions, self.args.seed, self.state.global_step)
         shares = normalize_votes(row["votes"])[0].tolist()
-        text = write_response(shares, vote, emotions, self._thinking[row["id"]], self._share_parts)
+        text = write_response(shares, vote, emotions, self._thinking[row["id"]], self._grid)
         return [*self._prompter.encode(text), self._prompter.eos_id]
 
     def _places(self, inputs: Sequence[Mapping[str, Any]]) -> list[bool]:

@@ -172,6 +172,20 @@ def test_the_page_is_written_where_the_user_is(clone: Clone):
     assert "--page results.md" in calls[-1][-1]
 
 
+def test_seeds_that_were_evaluated_elsewhere_join_every_page(clone: Clone, tmp_path):
+    there = tmp_path / "theirs" / "seed1" / "00_sft"
+    there.mkdir(parents=True)
+    (there / "evaluation.json").touch()
+    done, calls = clone.compare("--seeds", "2 3", "--with", str(tmp_path / "theirs"))
+    assert done.returncode == 0, done.stderr
+    pages = [call for call in calls if call[0] == "compare"]
+    assert [call[call.index("--data") - 1] for call in pages] == [str(there)] * 2
+    done, calls = clone.compare("--with", str(tmp_path))
+    assert done.returncode == 2
+    assert "expected a folder that equivox unpack wrote" in done.stderr
+    assert calls == []
+
+
 @pytest.mark.parametrize(
     "options", [["--ablate", "nonsense=1"], ["--ablate", "kl_weigh=1"], ["--ablate", "trace_weight=1"]]
 )

@@ -16,7 +16,7 @@ from reasoning.response import (
     PROBLEMS,
     SUM_TOLERANCE,
     Reading,
-    check_share_parts,
+    ShareGrid,
     read_response,
     round_shares,
     write_response,
@@ -315,15 +315,42 @@ def test_rounded_shares_sum_exactly_and_each_is_less_than_one_step_away(p, parts
 
 @given(distribution(), st.sampled_from([2, 4, 5, 10, 20, 25, 50, 100]))
 def test_shares_in_parts_of_the_whole_are_written_as_hundredths_that_read_back(p, parts):
-    check_share_parts(parts)
-    read = read_response(write_response(p, "sad", CREMA_D, parts=parts), CREMA_D).probabilities
+    ShareGrid(parts).check(len(CREMA_D))
+    read = read_response(write_response(p, "sad", CREMA_D, grid=ShareGrid(parts)), CREMA_D).probabilities
     assert read == pytest.approx([w / parts for w in round_shares(p, parts)])
+
+
+@given(distribution(), st.sampled_from([(4, 0.02), (4, 0.04), (4, 0.1), (5, 0.05), (2, 0.16), (100, 0.0), (76, 0.04)]))
+def test_shares_above_a_floor_are_the_floor_and_equal_parts_of_the_rest(p, grid):
+    parts, floor = grid
+    ShareGrid(parts, floor).check(len(CREMA_D))
+    read = read_response(write_response(p, "sad", CREMA_D, grid=ShareGrid(parts, floor)), CREMA_D)
+    assert read.problems == ()
+    step = (1 - len(CREMA_D) * floor) / parts
+    counts = (np.array(read.probabilities) - floor) / step
+    assert counts == pytest.approx(counts.round(), abs=1e-6)
+    assert counts.round().sum() == parts
+    above = np.maximum(np.array(p) - floor, 0)
+    assert np.abs(counts - above / above.sum() * parts).max() < 1 + 1e-6, "less than a part away"
+
+
+def test_a_floor_keeps_what_has_most_votes_first_and_gives_every_emotion_something():
+    text = write_response([0.1, 0.0, 0.3, 0.0, 0.6, 0.0], "sad", CREMA_D, grid=ShareGrid(4, 0.04))
+    assert text.endswith("anger 0.04, disgust 0.04, fear 0.23, happy 0.04, neutral 0.61, sad 0.04</answer>")
 
 
 @pytest.mark.parametrize("parts", [-5, 0, 1, 3, 7, 101, 200])
 def test_parts_that_two_decimals_cannot_print_are_refused(parts):
     with pytest.raises(ConfigError, match=f"share_parts: is {parts}, expected one of 2, 4, 5, 10, 20, 25, 50, 100"):
-        check_share_parts(parts)
+        ShareGrid(parts).check(len(CREMA_D))
+
+
+@pytest.mark.parametrize(("parts", "floor"), [(4, 0.05), (4, 0.041), (4, -0.02), (4, 0.2), (10, 0.04), (0, 0.04)])
+def test_floors_that_leave_no_such_parts_are_refused(parts, floor):
+    with pytest.raises(
+        ConfigError, match=f"share_floor: is {floor:g}, expected one of .* with {parts} parts and 6 emo"
+    ):
+        ShareGrid(parts, floor).check(len(CREMA_D))
 
 
 @given(st.lists(st.integers(0, 100), min_size=5, max_size=5))

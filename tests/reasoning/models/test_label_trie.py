@@ -23,7 +23,7 @@ from reasoning.models.label_trie import LabelTrie
 from reasoning.models.loading import load_model
 from reasoning.models.memory import batch_heard
 from reasoning.models.prompter import Prompter, prompt_batch
-from reasoning.response import ANSWER_PREFIX
+from reasoning.response import ANSWER_PREFIX, ShareGrid
 from reasoning.training.collate import IGNORE, AnswerCollator
 from reasoning.training.objective import vote_kl_nats
 
@@ -205,7 +205,7 @@ def test_the_readout_of_labels_that_share_a_token_is_trained_hears_and_fails_whe
     loaded = load_model(folder)
     prompter, memory = Prompter(loaded, SHARED), loaded.memory()
     add_answer_head(loaded.base, prompter.labels)
-    collator = AnswerCollator(prompter, memory, level="no_think", seed=0, share_parts=10)
+    collator = AnswerCollator(prompter, memory, level="no_think", seed=0, grid=ShareGrid(10))
     rows = [
         {"id": c.id, "audio": str(corpus.root / c.audio), "transcript": c.transcript, "votes": c.votes}
         for c in clips["train"]

@@ -11,7 +11,7 @@ from data_builders.rows import read_corpus
 from reasoning.errors import RowError
 from reasoning.models.loading import load_model
 from reasoning.models.prompter import Prompter
-from reasoning.response import read_response
+from reasoning.response import ShareGrid, read_response
 from reasoning.training.collate import IGNORE, AnswerCollator, drawn_vote
 
 
@@ -79,7 +79,7 @@ def test_a_row_that_does_not_fit_is_refused_never_truncated(ready):
 
 def test_shares_of_one_digit_are_tenths_that_sum_to_one(ready):
     prompter, memory, rows = ready
-    batch = AnswerCollator(prompter, memory, level="no_think", seed=0, share_parts=10)(rows)
+    batch = AnswerCollator(prompter, memory, level="no_think", seed=0, grid=ShareGrid(10))(rows)
     for ids, slot in zip(batch["input_ids"], batch["slots"], strict=True):
         text = prompter.tokenizer.decode(ids[int(slot) - len(prompter.answer_prefix_ids) :], skip_special_tokens=True)
         shares = read_response(text, prompter.emotions).probabilities
@@ -90,7 +90,9 @@ def test_shares_of_one_digit_are_tenths_that_sum_to_one(ready):
 def test_shares_that_a_row_brings_are_written_in_place_of_its_votes_which_stay_the_truth_of_the_kl(ready):
     prompter, memory, rows = ready
     given = [{**row, "shares": [0.0, 0.26, 0.0, 0.0, 0.5, 0.24]} for row in rows]
-    own, votes = (AnswerCollator(prompter, memory, level="no_think", seed=3, share_parts=10)(r) for r in (given, rows))
+    own, votes = (
+        AnswerCollator(prompter, memory, level="no_think", seed=3, grid=ShareGrid(10))(r) for r in (given, rows)
+    )
     assert torch.equal(own["votes"], votes["votes"])
     assert torch.equal(own["slots"], votes["slots"])
     for row, ids, slot in zip(rows, own["input_ids"], own["slots"], strict=True):

@@ -25,7 +25,7 @@ from reasoning.inference.transformers_engine import TransformersEngine
 from reasoning.models.loading import add_adapter, load_model, record_base
 from reasoning.models.memory import batch_heard
 from reasoning.models.prompter import Prompter
-from reasoning.response import write_response
+from reasoning.response import ShareGrid, write_response
 from reasoning.training.dpo import AudioDPOTrainer
 from reasoning.training.pairs import PairCollator
 from reasoning.training.run_folder import last_whole_checkpoint
@@ -38,8 +38,8 @@ def answers(clip, emotions) -> dict[str, str]:
     right = normalize_votes(clip.votes)[0].tolist()
     vote = emotions.names[clip.votes.index(max(clip.votes))]
     return {
-        "chosen": write_response(right, vote, emotions, parts=10),
-        "rejected": write_response(right[-3:] + right[:-3], vote, emotions, parts=10),
+        "chosen": write_response(right, vote, emotions, grid=ShareGrid(10)),
+        "rejected": write_response(right[-3:] + right[:-3], vote, emotions, grid=ShareGrid(10)),
     }
 
 

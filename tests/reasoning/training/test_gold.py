@@ -19,7 +19,7 @@ from launch.grpo import main
 from reasoning.errors import RowError
 from reasoning.models.loading import add_adapter, load_model
 from reasoning.models.prompter import Prompter
-from reasoning.response import read_response, write_response
+from reasoning.response import ShareGrid, read_response, write_response
 from reasoning.training.gold import GoldGRPOTrainer
 from reasoning.training.grpo import AudioGRPOTrainer
 from rewards.distribution import closeness
@@ -55,7 +55,7 @@ def make(thinking_checkpoint, tmp_path):
         } | (grpo or {}))  # fmt: skip
         prompter = Prompter(loaded, corpus.info.emotions)
         kind = AudioGRPOTrainer if gold is None else GoldGRPOTrainer
-        extra = {} if gold is None else {"gold": gold, "share_parts": 10}
+        extra = {} if gold is None else {"gold": gold, "grid": ShareGrid(10)}
         trainer = kind(
             loaded, prompter, loaded.memory(), [reward], rows=rows, level="think", args=args, kl_weight=kl_weight,
             min_reward_spread=0.0, **extra,

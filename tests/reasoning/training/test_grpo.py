@@ -20,7 +20,7 @@ from reasoning.emotions import CREMA_D
 from reasoning.errors import ConfigError, RewardError
 from reasoning.models.loading import add_adapter, load_model
 from reasoning.models.prompter import Prompter
-from reasoning.response import PROBLEMS, read_response, write_response
+from reasoning.response import PROBLEMS, ShareGrid, read_response, write_response
 from reasoning.training.grpo import AudioGRPOTrainer
 from rewards.distribution import closeness
 
@@ -276,7 +276,7 @@ def test_policy_log_probabilities_fall_by_nats_when_the_audio_is_swapped(trainer
     answers = [
         [*t._prompter.encode(write_response(
             [v / sum(r["votes"]) for v in r["votes"]], emotions.names[max(range(6), key=r["votes"].__getitem__)],
-            emotions, parts=10,
+            emotions, grid=ShareGrid(10),
         )), t._prompter.eos_id]
         for r in rows[:4]
     ]  # fmt: skip
