@@ -29,7 +29,7 @@ def grpo(trained, out: Path, ranks: int = 1, **changes) -> subprocess.CompletedP
         "data": trained.corpus, "output_dir": out, "use_vllm": "true", "max_steps": 3, "save_steps": 2,
         "report_to": "none", "bf16": "false", "num_generations": 4, "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 2, "lora_r": 4, "warmup_steps": 0, "min_reward_spread": 0.0,
-        "save_total_limit": 5, "learning_rate": 1e-3, "train_projector": "true",
+        "save_total_limit": 5, "learning_rate": 1e-3, "train_projector": "true", "temperature": 1.0,
     } | changes  # fmt: skip
     command = [sys.executable, "-m", "launch.grpo"]
     if ranks > 1:

@@ -51,7 +51,7 @@ def finished(trained_checkpoint, tmp_path_factory):
     return out
 
 
-OWN_SHARES = {"share_target": "readout", "share_parts": 100}
+OWN_SHARES = {"share_target": "readout", "share_parts": 100, "share_floor": 0}
 """In quarters, what this checkpoint's readout says is what the votes say."""
 
 
@@ -264,7 +264,7 @@ def test_level_think_trains_on_verified_traces_only_and_is_refused_without_any(t
 def test_a_run_that_teaches_own_shares_goes_on_from_the_adapter_to_another_than_votes_would_give(
     finished, taught, trained_checkpoint, tmp_path
 ):
-    main(arguments(trained_checkpoint, tmp_path / "votes", share_parts=100, adapter=finished))
+    main(arguments(trained_checkpoint, tmp_path / "votes", share_parts=100, share_floor=0, adapter=finished))
     before, own, votes = weights(finished), weights(taught), weights(tmp_path / "votes")
     assert before.keys() == own.keys() == votes.keys()
     for other in (before, votes):
