@@ -13,10 +13,11 @@ from llguidance import LLMatcher, LLTokenizer
 from reasoning.answer_grammar import answer_grammar
 from reasoning.emotions import CREMA_D, EmotionSet
 from reasoning.prompts import LEVELS
-from reasoning.response import read_response, write_response
+from reasoning.response import HUNDREDTHS, ShareGrid, read_response, write_response
 
 THINKING = "Words: a jacket.\nVoice: low and slow.\nAmbiguity: tired or sad.\nWeighing: the voice tells more."
 TWO = EmotionSet(("calm", "tense"))
+GRIDS = [ShareGrid(5), ShareGrid(10), ShareGrid(4, 0.08), HUNDREDTHS]
 
 
 @cache
@@ -34,12 +35,12 @@ def accepts(text: str, emotions: EmotionSet = CREMA_D, level: str = "no_think") 
 
 @pytest.mark.parametrize("emotions", [CREMA_D, TWO], ids=["six", "two"])
 @pytest.mark.parametrize("level", LEVELS)
-@given(seed=st.integers(0, 2**32 - 1), parts=st.sampled_from([5, 10, 100]), sharpness=st.floats(0.05, 5))
-def test_everything_that_the_writer_writes_is_accepted(emotions, level, seed, parts, sharpness):
+@given(seed=st.integers(0, 2**32 - 1), grid=st.sampled_from(GRIDS), sharpness=st.floats(0.05, 5))
+def test_everything_that_the_writer_writes_is_accepted(emotions, level, seed, grid, sharpness):
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet(np.full(len(emotions), sharpness))
     thinking = THINKING if level == "think" else None
-    text = write_response(shares.tolist(), str(rng.choice(emotions.names)), emotions, thinking, parts)
+    text = write_response(shares.tolist(), str(rng.choice(emotions.names)), emotions, thinking, grid)
     assert accepts(text, emotions, level)
 
 
