@@ -104,7 +104,9 @@ def test_at_level_think_log_probabilities_of_thinking_and_answer_fall_when_the_a
     thoughts, answers = [], []
     for row in rows[:4]:
         shares = [v / sum(row["votes"]) for v in row["votes"]]
-        text = write_response(shares, emotions.names[shares.index(max(shares))], emotions, traces[row["id"]], ShareGrid(1))
+        text = write_response(
+            shares, emotions.names[shares.index(max(shares))], emotions, traces[row["id"]], ShareGrid(1)
+        )
         thoughts.append(len(t._prompter.encode(text.split("<answer>")[0])))
         answers.append([*t._prompter.encode(text), t._prompter.eos_id])
     placeholder = t._prompter.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
