@@ -71,10 +71,8 @@ def on_dev(adapter: Path, corpus: Corpus, args: argparse.Namespace) -> dict[str,
     answers = engine.generate(asked, max_new_tokens=MAX_NEW_TOKENS["no_think"])
     shares = [read_response(answer.text, emotions).probabilities for answer in answers]
     failed = np.array([share is None for share in shares])
-    uniform = np.full(
-        len(emotions.names), 1 / len(emotions.names)
-    )  # in the place of failures, which are not scored by it
-    written = per_clip(votes, [uniform if share is None else share for share in shares], failed)
+    uniform = (1 / len(emotions),) * len(emotions)  # where nothing was read: scored as failed, whatever stands there
+    written = per_clip(votes, [share or uniform for share in shares], failed)
     return {
         "verbalized": {name: written[name] for name in METRICS} | {"parsed": ~failed},
         "label": {name: labels[name] for name in METRICS},

@@ -5,8 +5,9 @@ A file can so be published beside its figures, and scored again by whoever has t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +20,13 @@ from reasoning.evaluation.record import RunRecord
 
 if TYPE_CHECKING:
     from data_builders.rows import Corpus
+    from reasoning.clips import Clip
 
 OF_THE_CORPUS = ("votes", "transcript", "speaker")
 """Fields of a prediction that are not packed."""
 _LISTS = {"probabilities": pa.list_(pa.float64()), "problems": pa.list_(pa.string())}
 _COLUMNS = tuple(field.name for field in fields(Prediction) if field.name not in OF_THE_CORPUS)
-SCHEMA = pa.schema(
-    [
-        ("run", pa.int64()),
-        *((name, pa.int64() if name == "fold" else _LISTS.get(name, pa.string())) for name in _COLUMNS),
-    ]
-)
+SCHEMA = pa.schema([(name, pa.int64() if name == "fold" else _LISTS.get(name, pa.string())) for name in _COLUMNS])
 
 
 @dataclass(frozen=True)
@@ -41,23 +38,6 @@ class Run:
     predictions: Sequence[Prediction]
 
 
-@dataclass(frozen=True)
-class _Row:
-    run: int
-    system: str
-    readout: str
-    prefix: str | None
-    control: str
-    split: str
-    id: str
-    fold: int
-    probabilities: tuple[float, ...] | None
-    vote: str | None
-    problems: tuple[str, ...]
-    text: str | None
-    audio: str | None
-
-
 def write_packed(path: Path, runs: Sequence[Run]) -> None:
     """The runs as one parquet file. Raises EvaluationError when they are of more than one corpus."""
     corpora = {run.record.corpus_fingerprint for run in runs}
@@ -65,13 +45,13 @@ def write_packed(path: Path, runs: Sequence[Run]) -> None:
         raise EvaluationError(
             "were evaluated on more than one corpus", field="runs", cure="pack each corpus's by itself"
         )
-    rows = [
-        _Row(number, **{name: getattr(line, name) for name in _COLUMNS})
-        for number, run in enumerate(runs)
-        for line in run.predictions
+    told = [
+        {"record": {**asdict(run.record), "audio_root": ""}, "minutes": run.minutes, "answers": len(run.predictions)}
+        for run in runs
     ]
-    told = [{"record": {**asdict(run.record), "audio_root": ""}, "minutes": run.minutes} for run in runs]
-    write_records(path, rows, SCHEMA, {"corpus": corpora.pop(), "runs": told})
+    # Run after run; the schema takes of each line what is not the corpus's.
+    lines = [line for run in runs for line in run.predictions]
+    write_records(path, lines, SCHEMA, {"corpus": corpora.pop(), "runs": told})
 
 
 def read_packed(path: Path, corpus: Corpus) -> list[Run]:
@@ -85,14 +65,17 @@ def read_packed(path: Path, corpus: Corpus) -> list[Run]:
         cure = "prepare the part of the corpus that it was made of: its clips, votes and version decide"
         raise EvaluationError(what, row=str(path), field="--data", cure=cure)
     clips = {clip.id: clip for clip in corpus.clips}
-    predictions: list[list[Prediction]] = [[] for _ in told["runs"]]
-    for row in rows:
-        clip = clips[row["id"]]
-        given: dict[str, Any] = {name: row[name] for name in _COLUMNS}
-        given |= {name: None if row[name] is None else tuple(row[name]) for name in _LISTS}
-        known = {"votes": tuple(clip.votes), "transcript": clip.transcript, "speaker": clip.speaker}
-        predictions[row["run"]].append(Prediction(**given, **known))
+    lines = iter(_whole(row, clips[row["id"]]) for row in rows)
     return [
-        Run(RunRecord(**{**run["record"], "audio_root": str(corpus.root)}), run["minutes"], lines)
-        for run, lines in zip(told["runs"], predictions, strict=True)
+        Run(
+            RunRecord(**{**run["record"], "audio_root": str(corpus.root)}),
+            run["minutes"],
+            list(islice(lines, run["answers"])),
+        )
+        for run in told["runs"]
     ]
+
+
+def _whole(row: Mapping[str, Any], clip: Clip) -> Prediction:
+    given = {**row, **{name: None if row[name] is None else tuple(row[name]) for name in _LISTS}}
+    return Prediction(**given, votes=tuple(clip.votes), transcript=clip.transcript, speaker=clip.speaker)
