@@ -67,6 +67,7 @@ def train(data: Any, model: Any, preference: PreferenceArguments, args: Any) -> 
         level=data.level,
         max_length=args.max_length,
     )
+    collator.refuse_unfit(rows)
     trainer = AudioDPOTrainer(
         loaded,
         collator,

@@ -108,8 +108,7 @@ def run_shape(data: Any, model: Any, args: Any, prompter: Prompter, rows: Sequen
     """The shapes that decide the memory of one process, read off options, adapter and clips."""
     import torch
 
-    from reasoning.models.memory import Heard
-    from reasoning.rollouts.fitting import most_frames
+    from reasoning.models.memory import Heard, most_frames
 
     frames = [most_frames(row["duration_s"], prompter.processor.feature_extractor) for row in rows]
     longest = max(range(len(rows)), key=frames.__getitem__)
@@ -172,7 +171,7 @@ def memories(args: Any) -> list[Place]:
 
 def a_second(shape: ModelShape, asked: RunShape, prompter: Prompter) -> float:
     """Bytes that one more second of audio in every prompt would need."""
-    from reasoning.rollouts.fitting import most_frames
+    from reasoning.models.memory import most_frames
 
     one, two = (
         prompter.family.audio_tokens(most_frames(seconds, prompter.processor.feature_extractor)) for seconds in (1, 2)

@@ -117,6 +117,7 @@ def train(data: Any, model: Any, ambiguity: AmbiguityArguments, args: Any) -> No
         vote_target=ambiguity.vote_target,
         max_length=args.max_length,
     )
+    collator.refuse_unfit(rows)
     trainer = AmbiguitySFTTrainer(
         loaded,
         collator,

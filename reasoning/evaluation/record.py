@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,19 @@ def adapter_fingerprint(adapter: Path) -> str:
 
 
 def open_run(folder: Path, record: RunRecord) -> None:
-    """Write the record into `folder`, made if need be. Raises EvaluationError when it holds another run."""
+    """Write the record into `folder`, made if need be. Raises EvaluationError when it holds another run.
+
+    Answers that are there stay: of the limits of runs that shared the folder the widest is recorded.
+    """
     path = folder / RECORD
     if path.is_file():
-        if was := changes(read_record(folder).identity(), record.identity()):
+        before = read_record(folder)
+        if was := changes(before.identity(), record.identity()):
             cure = f"name another --out, or remove {folder}"
             raise EvaluationError(f"holds predictions of another run ({was})", row=str(folder), cure=cure)
+        limits = [limit for limit in (before.limit, record.limit) if limit is not None]
+        widest = max(limits) if len(limits) == 2 else None
+        record = replace(record, limit=widest, shuffled=record.shuffled or before.shuffled)
     elif (folder / PREDICTIONS).exists():
         cure = f"name another --out, or remove {folder}"
         raise EvaluationError(f"holds predictions but no {RECORD} that says of what", row=str(folder), cure=cure)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from reasoning.audio import SAMPLE_RATE, read_audio
+from reasoning.audio import SAMPLE_RATE, probe, read_audio
 from reasoning.errors import AudioError
 from reasoning.models.families import Family
 
@@ -104,6 +104,21 @@ def refuse_unheard(seconds: float, feature_extractor: Any, row: str) -> None:
             field="audio",
             cure="leave this clip out or cut it into utterances",
         )
+
+
+def most_frames(seconds: float, feature_extractor: Any) -> int:
+    """Mel frames of a clip that lasts so long, at most one too many: which it is, resampling's rounding decides."""
+    return int(seconds * SAMPLE_RATE / feature_extractor.hop_length) + 2
+
+
+def measured(path: Path, feature_extractor: Any, row: str) -> Heard:
+    """A clip's length as its file's header tells it, `most_frames`, without features: enough to count its tokens.
+
+    Raises AudioError when there is no such audio, or it is longer than the model hears.
+    """
+    seconds = probe(path, row=row)
+    refuse_unheard(seconds, feature_extractor, row)
+    return Heard(torch.empty(0), most_frames(seconds, feature_extractor))
 
 
 def accept_encoded(tower: nn.Module) -> None:

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from reasoning.audio import SAMPLE_RATE, probe
 from reasoning.errors import ModelError
-from reasoning.models.memory import Heard, refuse_unheard
+from reasoning.models.memory import measured
 from reasoning.models.prompter import Prompter
-
-
-def most_frames(seconds: float, extractor: Any) -> int:
-    """Mel frames of a clip that lasts so long, at most one too many: which it is, resampling's rounding decides."""
-    return int(seconds * SAMPLE_RATE / extractor.hop_length) + 2
 
 
 def refuse_unfit(
@@ -30,9 +23,7 @@ def refuse_unfit(
     extractor = prompter.processor.feature_extractor
     unfit: list[tuple[str, int]] = []
     for row in rows:
-        seconds = probe(row["audio"], row=row["id"])
-        refuse_unheard(seconds, extractor, row["id"])
-        heard = Heard(torch.empty(0), most_frames(seconds, extractor))
+        heard = measured(Path(row["audio"]), extractor, row["id"])
         ids = prompter.prompt_ids(row["transcript"], heard, level)
         if len(ids) + new_tokens > max_tokens:
             unfit.append((row["id"], len(ids)))

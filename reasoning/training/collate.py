@@ -18,7 +18,7 @@ from torch import Tensor
 from reasoning.distributions import normalize_votes
 from reasoning.emotions import EmotionSet
 from reasoning.errors import RowError
-from reasoning.models.memory import AudioMemory, Heard, batch_heard
+from reasoning.models.memory import AudioMemory, Heard, batch_heard, measured
 from reasoning.models.prompter import Prompter
 from reasoning.response import HUNDREDTHS, ShareGrid, write_response
 from reasoning.training.objective import IGNORE
@@ -71,6 +71,14 @@ class AnswerCollator:
             "votes": torch.tensor([list(r["votes"]) for r in rows], dtype=torch.float32),
             **batch_heard(heard, self.prompter.family),
         }
+
+    def refuse_unfit(self, rows: Sequence[Row]) -> None:
+        """Raise RowError on a row over max_length, AudioError on a clip too long to hear: before the first step.
+
+        Lengths come from the files' headers, so a row is counted with at most one audio token too many.
+        """
+        for row in rows:
+            self._one(row, measured(Path(row["audio"]), self.prompter.processor.feature_extractor, row["id"]))
 
     def _one(self, row: Row, heard: Heard) -> tuple[list[int], list[int], int]:
         """(input ids, labels, slot position) of one row."""

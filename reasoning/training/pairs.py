@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from reasoning.errors import RowError
-from reasoning.models.memory import AudioMemory, batch_heard
+from reasoning.models.memory import AudioMemory, batch_heard, measured
 from reasoning.models.prompter import Prompter, pad_left
 from reasoning.training.collate import Row
 
@@ -55,6 +55,13 @@ class PairCollator:
             "votes": torch.tensor([list(r["votes"]) for r in rows], dtype=torch.float32),
             **batch_heard(heard, self.prompter.family),
         }
+
+    def refuse_unfit(self, rows: Sequence[Row]) -> None:
+        """As AnswerCollator.refuse_unfit, of both answers of each pair."""
+        for row in rows:
+            heard = measured(Path(row["audio"]), self.prompter.processor.feature_extractor, row["id"])
+            prompt = self.prompter.prompt_ids(row["transcript"], heard, self.level)
+            self._check_lengths([row], [prompt], [self._answer(row, "chosen"), self._answer(row, "rejected")])
 
     def _answer(self, row: Row, side: str) -> tuple[list[int], int | None]:
         """(token ids with the end of turn, index of the vote's token) of one of a row's two answers."""

@@ -38,13 +38,11 @@ def pick_clips(ids: Sequence[str], jsd_bits: Sequence[float], entropy_bits: Sequ
     """At most `limit` clips: a quarter for each of GROUPS (one clip may serve several), in order of first use.
 
     ids, jsd_bits (of the system the page leads with) and entropy_bits (of the votes) run side by side. Ties go to the
-    smaller id, so that the same predictions give the same page.
+    smaller id, so that the same predictions give the same page. A limit under four serves the first of GROUPS.
     """
     n = len(ids)
     by_error = sorted(range(n), key=lambda i: (jsd_bits[i], ids[i]))
-    size = min(n, limit // len(GROUPS))
-    if size < 1:
-        return []
+    size = min(n, max(limit // len(GROUPS), 1))
     last = max(size - 1, 1)
     chosen = {
         "sample": [by_error[round(k * (n - 1) / last)] for k in range(size)],
@@ -56,7 +54,7 @@ def pick_clips(ids: Sequence[str], jsd_bits: Sequence[float], entropy_bits: Sequ
     for group in GROUPS:
         for rank, i in enumerate(chosen[group]):
             ranks.setdefault(i, {})[group] = rank
-    return [Pick(ids[i], found) for i, found in ranks.items()]
+    return [Pick(ids[i], found) for i, found in ranks.items()][: max(limit, 0)]
 
 
 def audio_uri(root: Path, relative: str, row: str) -> str:

@@ -10,7 +10,7 @@ from reasoning.emotions import CREMA_D
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.predict import Asked, Job, PredictionFile, plan_jobs, predict, request_for, some_clips
 from reasoning.evaluation.predictions import SAMPLES, WRITTEN, read_predictions
-from reasoning.evaluation.record import PREDICTIONS, open_run
+from reasoning.evaluation.record import PREDICTIONS, open_run, read_record
 from reasoning.response import read_response
 
 
@@ -85,6 +85,14 @@ def test_a_folder_of_another_request_is_refused_and_the_difference_named(bench, 
     open_run(tmp_path, replace(record, limit=3))
     with pytest.raises(EvaluationError, match=f"another run \\({field} was"):
         open_run(tmp_path, replace(record, **{field: "other"}))
+
+
+def test_answers_of_runs_with_several_limits_are_recorded_under_the_widest(bench, tmp_path):
+    clips = {"test": bench.clips[:48], "dev": bench.clips[48:72], "train": bench.clips[72:]}
+    record = bench.record(Asked("good"), clips)
+    for limit, widest in ((3, 3), (7, 7), (5, 7), (None, None), (5, None)):
+        open_run(tmp_path, replace(record, limit=limit))
+        assert read_record(tmp_path).limit == widest
 
 
 def test_predictions_without_a_record_are_not_taken_over(bench, tmp_path):

@@ -77,6 +77,16 @@ def test_a_row_that_does_not_fit_is_refused_never_truncated(ready):
         AnswerCollator(prompter, memory, level="no_think", seed=0, max_length=40)(rows)
 
 
+def test_what_does_not_fit_is_found_before_training_from_the_headers_of_the_files(ready):
+    prompter, memory, rows = ready
+    longest = int(AnswerCollator(prompter, memory, level="no_think", seed=0)(rows)["attention_mask"].sum(1).max())
+    passes = memory.passes
+    AnswerCollator(prompter, memory, level="no_think", seed=0, max_length=longest + 1).refuse_unfit(rows)
+    with pytest.raises(RowError, match=rf"over max_length {longest - 1}; .*never truncates"):
+        AnswerCollator(prompter, memory, level="no_think", seed=0, max_length=longest - 1).refuse_unfit(rows)
+    assert memory.passes == passes
+
+
 def test_shares_of_one_digit_are_tenths_that_sum_to_one(ready):
     prompter, memory, rows = ready
     batch = AnswerCollator(prompter, memory, level="no_think", seed=0, grid=ShareGrid(10))(rows)

@@ -64,6 +64,16 @@ def test_a_pair_that_does_not_fit_is_refused_with_its_clip_its_length_and_the_li
         PairCollator(prompter, memory, level="no_think", max_length=longest - 1)(rows[:1])
 
 
+def test_a_pair_that_cannot_be_trained_on_is_found_before_training(ready):
+    prompter, memory, rows = ready
+    longest = int(PairCollator(prompter, memory, level="no_think")(rows)["attention_mask"].sum(1).max())
+    PairCollator(prompter, memory, level="no_think", max_length=longest + 1).refuse_unfit(rows)
+    with pytest.raises(RowError, match=rf"over max_length {longest - 1}; .*never truncates"):
+        PairCollator(prompter, memory, level="no_think", max_length=longest - 1).refuse_unfit(rows)
+    with pytest.raises(RowError, match="chosen: has no vote in the answer grammar"):
+        PairCollator(prompter, memory, level="no_think").refuse_unfit([*rows, {**rows[0], "chosen": "no idea"}])
+
+
 def test_a_chosen_answer_that_cannot_be_read_is_refused(ready):
     prompter, memory, rows = ready
     with pytest.raises(RowError, match="chosen: has no vote in the answer grammar: 'I am sad'"):

@@ -33,9 +33,11 @@ def test_ties_do_not_depend_on_the_order_of_the_file():
     assert in_group(forward, "worst") == in_group(backward, "worst") == ["c00", "c01"]
 
 
-@pytest.mark.parametrize("limit", [0, 3])
-def test_too_small_a_limit_shows_no_clip(limit):
-    assert pick_clips(IDS, [0.5] * 20, [1.0] * 20, limit) == []
+@pytest.mark.parametrize("limit", [0, 1, 2, 3])
+def test_a_limit_smaller_than_the_groups_is_used_up_by_the_first_of_them(limit):
+    errors = [i / 20 for i in range(20)]
+    picks = pick_clips(IDS, errors, errors[::-1], limit)
+    assert [pick.ranks for pick in picks] == [{"sample": 0, "best": 0, "ambiguous": 0}, {"worst": 0}][:limit]
 
 
 def test_fewer_clips_than_asked_for_are_all_shown():
