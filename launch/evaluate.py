@@ -61,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--limit", type=int, help="only so many test clips, in a seeded order (stated in the protocol)")
     p.add_argument("--no-probe", action="store_true", help="leave out the linear probe, which encodes the train clips")
     p.add_argument("--report-clips", type=int, default=40, help="clips with audio in the report (default: 40)")
-    p.add_argument("--seed", type=int, default=0, help="seed of the limit and the shuffled control (default: 0)")
+    p.add_argument(
+        "--seed", type=int, default=0, help="seed of the limit, the shuffled control and sampled answers (default: 0)"
+    )
     return p
 
 

@@ -46,7 +46,6 @@ def with_cue_levels(
         what = f"{asking[0]} judges what is said about the voice, and at level {data.level} nothing is said"
         raise ConfigError(what, field="rewards", cure="--level think, or leave this reward out")
     cues = corpus_cues(corpus, Path(data.data))
-    levels = {row["id"]: levels_of(cues[row["id"]]) for row in rows}
     levels = [levels_of(cues[row["id"]]) for row in rows]
     shares = level_shares(levels)
     return [

@@ -103,13 +103,12 @@ def predict(
 def _prediction(request: Request, generation: Generation, label: LabelScores, emotions: EmotionSet) -> FilePrediction:
     from reasoning.audio import SAMPLE_RATE
     from reasoning.distributions import entropy_bits
+    from reasoning.evaluation.predict import read_generation
     from reasoning.evaluation.predictions import FORCED
-    from reasoning.response import read_response
 
     assert request.audio is not None
     assert not isinstance(request.audio, Path)
-    reading = read_response(generation.text, emotions)
-    cut = ("truncated",) if generation.truncated and "truncated" not in reading.problems else ()
+    reading, problems = read_generation(generation, emotions)
     return FilePrediction(
         file=request.id,
         duration_s=round(len(request.audio) / SAMPLE_RATE, 3),
@@ -119,7 +118,7 @@ def _prediction(request: Request, generation: Generation, label: LabelScores, em
         prefix=label.prefix,
         verbalized=None if reading.probabilities is None else _shares(reading.probabilities, emotions),
         vote=reading.vote,
-        problems=(*reading.problems, *cut, *((FORCED,) if label.forced else ())),
+        problems=(*problems, *((FORCED,) if label.forced else ())),
         text=generation.text,
     )
 

@@ -44,7 +44,8 @@ class AmbiguityArguments:
     share_parts: int = field(
         default=100,
         metadata={
-            "help": "Written shares are multiples of 1 / this: 100, 20, 10, 5, 4. Few are easier to add up to 1."
+            "help": "Written shares divide 1, or what the floors leave of it, into so many parts: 100, 20, 10, 5, 4 "
+            "and so on. Few are easier to add up to 1."
         },
     )
 

@@ -208,9 +208,9 @@ def _line(
         problems = (FORCED,) if answer.forced else ()
         return _about(*where, probabilities, vote, prefix=answer.prefix, problems=problems, audio=heard)
     if isinstance(answer, Generation):
-        reading, problems = _read(answer, emotions)
+        reading, problems = read_generation(answer, emotions)
         return _about(*where, reading.probabilities, reading.vote, problems=problems, text=answer.text, audio=heard)
-    read = [_read(generation, emotions) for generation in answer.generations]
+    read = [read_generation(generation, emotions) for generation in answer.generations]
     shares = [reading.probabilities for reading, _ in read if reading.probabilities is not None]
     # One answer that cannot be read spoils the mean: dropping it would let failing pay.
     mean = tuple(np.mean(shares, axis=0).tolist()) if len(shares) == len(read) else None
@@ -220,8 +220,8 @@ def _line(
     return _about(*where, mean, vote, problems=problems, text=text, audio=heard)
 
 
-def _read(answer: Generation, emotions: EmotionSet) -> tuple[Reading, tuple[str, ...]]:
-    """(what it says, why it cannot be used)."""
+def read_generation(answer: Generation, emotions: EmotionSet) -> tuple[Reading, tuple[str, ...]]:
+    """(what it says, why it cannot be used: nothing where it was cut off after all that is read)."""
     reading = read_response(answer.text, emotions)
     problems = reading.problems
     if answer.truncated and problems and "truncated" not in problems:

@@ -78,7 +78,7 @@ def protocol_of(runs: Sequence[RunRecord], test: Sequence[Prediction]) -> Protoc
         corpus=first.corpus,
         statement=first.statement,
         rater_task=first.rater_task,
-        split="test speakers of each fold, never trained on or chosen by",
+        split="test speakers of each fold, in neither its training nor its dev split",
         folds=f"{', '.join(str(f) for f in sorted({run.fold for run in runs}))} of {first.folds}",
         subset=_subset(runs),
         n_clips=len(test),
