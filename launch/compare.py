@@ -89,13 +89,14 @@ def main(argv: list[str] | None = None) -> int:
 def check(records: Sequence[RunRecord], corpus: Corpus) -> None:
     """Raise EvaluationError where the runs are of another corpus, or a stage was asked in two ways."""
     from reasoning.errors import EvaluationError
+    from reasoning.evaluation.protocol import ALIKE
 
     seen: dict[tuple[str, str], Any] = {}
     for record in records:
         if record.corpus_fingerprint != corpus.fingerprint:
             what = f"was evaluated on another corpus than this {corpus.info.name}"
             raise EvaluationError(what, row=record.system, field="data", cure="give the --data of the evaluations")
-        for name in ("model_fingerprint", "folds", "max_new_tokens", "level"):
+        for name in (*ALIKE, "folds"):
             stage = record.system.partition("@")[0]
             was = seen.setdefault((stage, name), getattr(record, name))
             if was != getattr(record, name):

@@ -18,7 +18,8 @@ from reasoning.training.run_reader import CONFIG
 def check_held_out(adapter: Path | str | None, corpus: Corpus, fold: int, folds: int) -> None:
     """Raise ConfigError where the adapter, or one that it began from, was trained on another fold of this corpus.
 
-    An adapter that no run folder tells of, or whose corpus is no longer where it was, passes.
+    One that was trained before the corpus was prepared anew from other clips is refused too. An adapter that no run
+    folder tells of passes.
     """
     for path, run in lineage(adapter, corpus):
         trained = (run["fold"], run["folds"])
@@ -49,9 +50,26 @@ def lineage(adapter: Path | str | None, corpus: Corpus) -> Iterator[tuple[Path, 
         run = run_of(folder)
         if run is None:
             return
-        if fingerprint_at(Path(run["data"])) == corpus.fingerprint:
+        here = fingerprint_at(Path(run["data"]))
+        trained_on = run.get("clips_sha256") or here
+        if trained_on == corpus.fingerprint:
             yield Path(adapter), run
-        adapter = run.get("adapter")
+        elif here == corpus.fingerprint:
+            raise ConfigError(
+                f"was trained when {run['data']} held other clips: their folds were others, and it may have heard "
+                "speakers who are held out now",
+                row=str(adapter),
+                field="adapter",
+                cure="prepare the corpus as it was, or train anew",
+            )
+        adapter = began_from(folder, run.get("adapter"))
+
+
+def began_from(run: Path, adapter: str | None) -> Path | None:
+    """The adapter that a run began from. A relative path is looked for from here, then from the run's own parents."""
+    if adapter is None:
+        return None
+    return next((base / adapter for base in (Path(), *run.parents) if (base / adapter).is_dir()), Path(adapter))
 
 
 def run_of(adapter: Path) -> dict[str, Any] | None:

@@ -194,7 +194,7 @@ def _compare(stage: Stage, under: Stage) -> dict[str, Any]:
         "metrics": {key: interval.to_dict() for key, interval in differences.items()},
         "seeds": seeds,
         "verdict": verdict,
-        "said": _said(verdict, differences["jsd_bits"]),
+        "said": _said(verdict, differences),
         "sentence": sentence(stage.title, under.title, differences, None, "system"),
     }
 
@@ -210,10 +210,11 @@ def _common_seeds(stage: Stage, under: Stage) -> list[str]:
     raise EvaluationError(what, row=stage.name, field="seeds", cure="train and evaluate both with the same seeds")
 
 
-def _said(verdict: str, jsd: Interval) -> str:
+def _said(verdict: str, differences: Mapping[str, Interval]) -> str:
     if verdict in _SAID_OF:
         return _SAID_OF[verdict]
-    return "does not help" if jsd.low > -NON_INFERIORITY_MARGIN and verdict != "ahead" else "undecided"
+    gains = any(differences[key].high < 0 for key in PROPER)
+    return "undecided" if gains or differences["jsd_bits"].low <= -NON_INFERIORITY_MARGIN else "does not help"
 
 
 def _figures(stage: Stage, told: Told) -> dict[str, Any]:

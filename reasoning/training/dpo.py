@@ -31,7 +31,7 @@ from reasoning.models.loading import Loaded
 from reasoning.training.frozen import frozen_as_before
 from reasoning.training.objective import vote_kl_nats
 from reasoning.training.pairs import PairCollator
-from reasoning.training.schedule import WORKERS
+from reasoning.training.schedule import WORKERS, same_when_resumed
 
 REFERENCE = "ref"
 """What TRL names its frozen copy of the adapter (projector included) that training starts from."""
@@ -71,6 +71,10 @@ class AudioDPOTrainer(DPOTrainer):
         answer_as_fused_head(loaded.base)
 
     model: torch.nn.Module
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        return same_when_resumed(sampler, int(self.args.seed), lambda: int(self.state.epoch or 0))
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset

@@ -20,11 +20,11 @@ from reasoning.errors import ConfigError
 def run(tmp_path, tone_corpus):
     """run(name, fold, adapter): the folder of a run on the tones, as far as its options tell."""
 
-    def make(name, fold, adapter=None, data=tone_corpus, speakers=None):
+    def make(name, fold, adapter=None, data=tone_corpus, speakers=None, **more):
         folder = tmp_path / name
         folder.mkdir()
         config = {"data": str(data), "fold": fold, "folds": 5, "adapter": None if adapter is None else str(adapter)}
-        config["speakers"] = speakers
+        config |= {"speakers": speakers, **more}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         return folder
 
@@ -73,6 +73,23 @@ def test_another_corpus_and_an_adapter_that_nothing_tells_of_pass(run, tone_corp
     check_held_out(tmp_path / "downloaded", corpus, 0, 5)
     with pytest.raises(ConfigError, match="was trained on fold 1"):  # the same clips in another folder
         check_held_out(run("copied", 1, data=elsewhere), corpus, 0, 5)
+
+
+def test_what_was_heard_is_known_by_the_clips_wherever_the_command_is_given(run, tone_corpus, tmp_path, monkeypatch):
+    corpus = read_corpus(tone_corpus)
+    told = {"data": "data/tones", "clips_sha256": corpus.fingerprint}
+    run("sft", 1, **told)
+    grpo = run("grpo", 0, adapter="sft", **told)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"sft.* was trained on fold 1"):
+        check_held_out(grpo, corpus, 0, 5)
+
+
+def test_an_adapter_from_before_the_corpus_was_prepared_anew_is_refused(run, tone_corpus):
+    adapter = run("sft", 0, clips_sha256="of other clips")
+    with pytest.raises(ConfigError, match=r"held other clips.*train anew"):
+        check_held_out(adapter, read_corpus(tone_corpus), 0, 5)
 
 
 def test_training_and_evaluation_refuse_before_a_model_is_loaded(run, tone_corpus, tmp_path):

@@ -12,12 +12,13 @@ from reasoning.cues import CUES
 from reasoning.distributions import brier, jsd_bits, nll_bits, normalize_votes
 from reasoning.emotions import CREMA_D
 from reasoning.errors import EvaluationError
+from reasoning.evaluation.comparisons import verdict_of
 from reasoning.evaluation.human import raters_against_the_rest
 from reasoning.evaluation.markdown import escape
 from reasoning.evaluation.predictions import SAMPLES, Prediction, join_answers
-from reasoning.evaluation.stages import Told, compare_stages, pool_seeds
+from reasoning.evaluation.stages import Told, _said, compare_stages, pool_seeds
 from reasoning.evaluation.stages_page import stages_markdown, stages_plot
-from reasoning.evaluation.statistics import jackknife_interval, mean_of
+from reasoning.evaluation.statistics import Interval, jackknife_interval, mean_of
 from reasoning.grounding import is_measured
 from reasoning.response import write_response
 from reasoning.verifier import Trace, write_trace
@@ -247,3 +248,15 @@ def test_the_page_has_every_stage_and_sentence_and_the_plot_is_the_same_twice():
     assert f"costs an oracle {found['human']['sampling_floor']['estimate']:.3f}; raters" in page
     assert stages_plot(found) == stages_plot(found)
     assert "a+b label" in stages_plot(found)
+
+
+@pytest.mark.parametrize("jsd", [0.02, 0.0])
+def test_a_stage_that_a_proper_score_praises_is_not_said_not_to_help(jsd):
+    differences = {
+        "jsd_bits": Interval(jsd, jsd - 0.005, jsd + 0.005),
+        "nll_bits": Interval(-0.2, -0.3, -0.1),
+        "brier": Interval(0.03, 0.01, 0.05),
+    }
+    assert _said(verdict_of(differences), differences) == "undecided"
+    differences["nll_bits"] = Interval(0.2, 0.1, 0.3)
+    assert _said("farther", differences) == "does not help"
