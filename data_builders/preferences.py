@@ -60,6 +60,7 @@ def own_pairs(
     emotions: EmotionSet,
     tokens: Tokens,
     *,
+    has_slot: Callable[[str], bool],
     margin_bits: float,
     good_bits: float,
     per_clip: int = 1,
@@ -67,18 +68,23 @@ def own_pairs(
     """The nearest of a clip's sampled answers against the farthest, the next nearest against the next farthest, ...
 
     samples: clip id -> texts. margin_bits: how much farther the rejected one must be. good_bits: how far the chosen one
-    may be; it can be read, the rejected one need not. Answers that differ in their vote alone are one answer, for votes
-    carry no loss.
+    may be; it can be read, the rejected one need not. has_slot: whether a text still has its vote slot when it is
+    encoded anew (tokens that were sampled may spell a line that is encoded with others); the chosen one must. Answers
+    that differ in their vote alone are one answer, for votes carry no loss, and one without a word is none.
     """
     built = Built()
     for clip in clips:
-        ranked = ranked_answers(samples.get(clip.id, ()), clip.votes, emotions)
+        texts = [text for text in samples.get(clip.id, ()) if text.strip()]
+        built.left_out["own", "empty sample"] += len(samples.get(clip.id, ())) - len(texts)
+        ranked = ranked_answers(texts, clip.votes, emotions)
         if len(ranked) < 2:
             built.left_out["own", "all samples are one answer" if ranked else "no sample"] += 1
             continue
         for chosen, rejected in zip(ranked[: min(per_clip, len(ranked) // 2)], reversed(ranked), strict=False):
             if not chosen.readable:
                 built.left_out["own", "no sample can be read"] += 1
+            elif not has_slot(chosen.text):
+                built.left_out["own", "no vote slot when encoded anew"] += 1
             elif rejected.bits - chosen.bits < 1e-9:
                 built.left_out["own", "tie"] += 1
             elif rejected.bits - chosen.bits < margin_bits:

@@ -88,11 +88,11 @@ evaluate() { # SYSTEM READOUTS OPTIONS...: the fold's held-out speakers, heard b
     evaluations+=("$out") # in the order of training: a stage is compared with the one before it
 }
 
-pairs() {
+pairs() { # sampled as warmly as grpo.yaml's rollouts: hotter, most pairs tell no more than which sum is 1
     stage "Seed $seed: pairs of answers" "$run/pairs" \
         equivox prepare preferences --data "$data" --fold "$fold" --model "$model" --adapter "$run/think" \
         --speakers 0.7:1 --level think --kinds own contrast grounding --traces "$traces" \
-        --share-parts 4 --share-floor 0.08 --max-new-tokens 320 --seed "$seed" ${few[@]+"${few[@]}"} --out "$run/pairs/pairs.parquet"
+        --share-parts 4 --share-floor 0.08 --temperature 0.7 --max-new-tokens 320 --seed "$seed" ${few[@]+"${few[@]}"} --out "$run/pairs/pairs.parquet"
 }
 
 check_ablations() { # before hours of training, not after them

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from data_builders.rows import Corpus
     from reasoning.clips import Clip
     from reasoning.models.loading import Loaded
+    from reasoning.models.prompter import Prompter
     from reasoning.response import ShareGrid
     from reasoning.rollouts.rollouts import Sampling
     from reasoning.training.sampling import Sample
@@ -168,19 +169,24 @@ def build(args: argparse.Namespace, corpus: Corpus, clips: Sequence[Clip]) -> tu
     from data_builders.traces.trace_file import read_traces
     from reasoning.grounding import levels_of
     from reasoning.models.loading import best_device, load_model
+    from reasoning.models.prompter import Prompter
 
     traces = read_traces(args.traces, corpus) if args.traces else None
     loaded = load_model(args.model, args.adapter, dtype=getattr(torch, args.dtype), device=best_device())
     policy = settings(args, corpus, loaded.fingerprint)
     emotions = corpus.info.emotions
+    prompter = Prompter(loaded, emotions)
+
+    def has_slot(text: str) -> bool:
+        return prompter.slot_of(prompter.encode(text)) is not None
 
     def tokens(text: str) -> int:
-        return len(loaded.tokenizer.encode(text, add_special_tokens=False)) + 1
+        return len(prompter.encode(text)) + 1
 
     written = {"seed": args.seed, "grid": grid_of(args)}
     stages = []
     if "own" in args.kinds:
-        answers = sampled(args, corpus, clips, loaded, policy)
+        answers = sampled(args, corpus, clips, loaded, prompter, policy)
         whole = {name: [s.text for s in found if not s.truncated] for name, found in answers.items()}
         stages.append(
             own_pairs(
@@ -188,6 +194,7 @@ def build(args: argparse.Namespace, corpus: Corpus, clips: Sequence[Clip]) -> tu
                 whole,
                 emotions,
                 tokens,
+                has_slot=has_slot,
                 margin_bits=args.own_margin,
                 good_bits=args.own_good,
                 per_clip=args.pairs_per_clip,
@@ -229,15 +236,19 @@ def sampling(args: argparse.Namespace) -> Sampling:
 
 
 def sampled(
-    args: argparse.Namespace, corpus: Corpus, clips: Sequence[Clip], loaded: Loaded, policy: dict[str, Any]
+    args: argparse.Namespace,
+    corpus: Corpus,
+    clips: Sequence[Clip],
+    loaded: Loaded,
+    prompter: Prompter,
+    policy: dict[str, Any],
 ) -> dict[str, list[Sample]]:
     """Clip id -> the policy's answers; those that an earlier run left beside the output are not sampled again."""
     from tqdm import tqdm
 
-    from reasoning.models.prompter import Prompter
     from reasoning.training.sampling import SampleFile, sample_answers
 
-    prompter, memory = Prompter(loaded, corpus.info.emotions), loaded.memory()
+    memory = loaded.memory()
     rows = [{"id": c.id, "audio": str(corpus.root / c.audio), "transcript": c.transcript} for c in clips]
     parts = [rows[i : i + args.batch_size] for i in range(0, len(rows), args.batch_size)]
     with (

@@ -46,12 +46,14 @@ def words(text: str) -> int:
     return len(text.split())
 
 
+LIMITS = {"has_slot": lambda text: text == text.strip(), "margin_bits": 0.1, "good_bits": 0.4}
 NEAR, MIDDLE, FAR = (answer(s) for s in ([0, 0, 0, 0, 0.2, 0.8], [0, 0, 0, 0, 0.6, 0.4], [0.9, 0.1, 0, 0, 0, 0]))
 
 
 def test_the_nearest_sample_is_preferred_to_the_farthest_then_the_next_to_the_next():
     samples = {"a": [MIDDLE, "no answer at all", NEAR, FAR]}
-    built = own_pairs([clip("a")], samples, CREMA_D, words, margin_bits=0.05, good_bits=0.4, per_clip=2)
+    limits = {"has_slot": bool, "margin_bits": 0.05, "good_bits": 0.4}
+    built = own_pairs([clip("a")], samples, CREMA_D, words, per_clip=2, **limits)
     assert built.pairs[0].chosen == NEAR
     assert built.pairs[1].chosen == MIDDLE
     assert {built.pairs[0].rejected, built.pairs[1].rejected} == {FAR, "no answer at all"}
@@ -66,6 +68,7 @@ def test_the_nearest_sample_is_preferred_to_the_farthest_then_the_next_to_the_ne
         ([NEAR, NEAR.replace("Vote: sad", "Vote: fear")], "all samples are one answer"),
         (["nothing", "else"], "no sample can be read"),
         ([], "no sample"),
+        ([f" {NEAR}", FAR], "no vote slot when encoded anew"),
         ([NEAR, answer([0, 0, 0, 0, 0.25, 0.75])], "below the margin"),
         ([answer([0.9, 0, 0, 0, 0, 0.1]), FAR], "even the nearest is far"),
         ([FAR, "unreadable"], "tie"),
@@ -73,9 +76,15 @@ def test_the_nearest_sample_is_preferred_to_the_farthest_then_the_next_to_the_ne
     ],
 )
 def test_samples_that_rank_nothing_make_no_pair_and_are_counted_by_reason(texts, reason):
-    built = own_pairs([clip("a")], {"a": texts}, CREMA_D, words, margin_bits=0.1, good_bits=0.4)
+    built = own_pairs([clip("a")], {"a": texts}, CREMA_D, words, **LIMITS)
     assert not built.pairs
     assert built.left_out == Counter({("own", reason): 1})
+
+
+def test_a_sample_without_a_word_is_no_answer_and_never_the_rejected_one():
+    built = own_pairs([clip("a")], {"a": [NEAR, "", " \n", FAR]}, CREMA_D, words, **LIMITS)
+    assert [pair.rejected for pair in built.pairs] == [FAR]
+    assert built.left_out["own", "empty sample"] == 2
 
 
 def test_answers_are_ranked_by_jsd_in_bits_and_an_unreadable_one_is_as_far_as_can_be():
