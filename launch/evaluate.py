@@ -51,10 +51,12 @@ def parser() -> argparse.ArgumentParser:
         help="default: shuffled,silence,text_only; none: no control",
     )
     p.add_argument(
-        "--control-readouts", type=_names, default="label", help="readouts used by controls (default: label)"
+        "--control-readouts", type=_names, help="readouts used by controls (default: label, or else the first readout)"
     )
     p.add_argument(
-        "--dev-readouts", type=_names, default="label", help="readouts that get a temperature from dev (default: label)"
+        "--dev-readouts",
+        type=_names,
+        help="readouts that get a temperature from dev (default: label, or else the first readout)",
     )
     p.add_argument("--level", choices=LEVELS, default="no_think", help="prompt level (default: no_think)")
     p.add_argument("--max-new-tokens", type=int, help=f"default by level: {MAX_NEW_TOKENS}")
@@ -77,13 +79,14 @@ def main(argv: list[str] | None = None) -> int:
     from reasoning.evaluation.record import PREDICTIONS, open_run
     from reasoning.evaluation.results import summary, write_results
 
+    one = ("label",) if "label" in args.readouts else args.readouts[:1]
     asked = Asked(
         system=args.name,
         fold=args.fold,
         readouts=args.readouts,
         controls=args.controls,
-        control_readouts=args.control_readouts,
-        dev_readouts=args.dev_readouts,
+        control_readouts=one if args.control_readouts is None else args.control_readouts,
+        dev_readouts=one if args.dev_readouts is None else args.dev_readouts,
         level=args.level,
         max_new_tokens=args.max_new_tokens or MAX_NEW_TOKENS[args.level],
         seed=args.seed,

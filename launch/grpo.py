@@ -56,6 +56,10 @@ class RewardArguments:
             raise ConfigError(f"is {self.min_reward_spread}, expected 0 or more", field="min_reward_spread")
         if not 0 <= self.agreement_weight <= 1:
             raise ConfigError(f"is {self.agreement_weight}, expected 0 to 1", field="agreement_weight")
+        for name, default in (("share_parts", 100), ("share_floor", 0)):
+            if self.gold_traces is None and getattr(self, name) != default:
+                cure = "leave it out, or add --gold_traces FILE: sampled answers are written as SFT taught"
+                raise ConfigError("is for the reference of gold_traces, which is not given", field=name, cure=cure)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -65,6 +65,9 @@ class AmbiguityArguments:
     def __post_init__(self) -> None:
         if not self.trace_weight >= 0:
             raise ConfigError(f"is {self.trace_weight}, expected 0 or more", field="trace_weight")
+        if self.trace_weight != 1 and self.traces is None:
+            cure = "leave it out, or add --level think --traces FILE"
+            raise ConfigError("weighs thinking, and no traces are given", field="trace_weight", cure=cure)
         from reasoning.training.objective import VOTE_TARGETS
 
         for name, known in (("vote_target", VOTE_TARGETS), ("share_target", SHARE_TARGETS)):

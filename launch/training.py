@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -141,6 +142,7 @@ def load_for_training(model: ModelArguments, args: Any) -> Loaded:
         trust_remote_code=args.trust_remote_code,
     )
     if model.adapter is not None:
+        check_adapter_shape(model)
         if not model.train_projector:
             loaded.projector.requires_grad_(False)
         elif not any(p.requires_grad for p in loaded.projector.parameters()):
@@ -155,6 +157,24 @@ def load_for_training(model: ModelArguments, args: Any) -> Loaded:
         train_projector=model.train_projector,
         target_modules=model.lora_target_modules,
     )
+
+
+def check_adapter_shape(model: ModelArguments) -> None:
+    """Raise ConfigError where an option asks the adapter that is trained further for a shape that it does not have.
+
+    What stands at its default is not asked for: a config written for one rank may go on with an adapter of another.
+    """
+    config = json.loads((Path(model.adapter or "") / "adapter_config.json").read_text())
+    keys = {
+        "lora_r": "r",
+        **{name: name for name in ("lora_alpha", "lora_dropout")},
+        "lora_target_modules": "target_modules",
+    }
+    for name, default in defaults_of(model).items():
+        value = getattr(model, name)
+        if name in keys and value != default and value != config[keys[name]]:
+            what = f"is {value}, but {model.adapter} was made with {config[keys[name]]} and stays as it is"
+            raise ConfigError(what, field=name, cure="leave it out, or train without --adapter")
 
 
 def resolved(*parts: Mapping[str, Any]) -> dict[str, Any]:

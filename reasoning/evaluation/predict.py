@@ -38,8 +38,8 @@ _BASELINES = ("uniform", "training_prior", "jsd_constant", "sentence_only", "lin
 class Asked:
     """What is asked of which system, on which fold's held-out speakers.
 
-    controls use only control_readouts, and dev clips only dev_readouts, since each verbalized answer is slow; a readout
-    without dev answers gets no temperature.
+    controls use only control_readouts, and dev clips only dev_readouts, since each verbalized answer is slow; both are
+    among the readouts. A readout without dev answers gets no temperature.
     """
 
     system: str
@@ -62,6 +62,11 @@ class Asked:
             raise EvaluationError(what, field="name")
         if not self.readouts:
             raise EvaluationError("names no readout", field="readouts", cure=f"choose from {', '.join(READOUTS)}")
+        for name, asked in (("control_readouts", self.controls), ("dev_readouts", True)):
+            left_out = [readout for readout in getattr(self, name) if asked and readout not in self.readouts]
+            if left_out:
+                what = f"names {left_out[0]}, which is not among the readouts {', '.join(self.readouts)}"
+                raise EvaluationError(what, field=name, cure="name it in both, or in neither")
 
 
 @dataclass(frozen=True)

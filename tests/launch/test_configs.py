@@ -81,6 +81,13 @@ def test_a_wrong_config_is_one_line_that_names_key_and_value(
     assert not out.exists(), "something was written before the options were known to be good"
 
 
+def test_a_weight_of_thinking_without_any_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    options = ["--data", "data/none", "--output_dir", str(tmp_path / "out"), "--trace_weight", "0.5"]
+    with pytest.raises(SystemExit):
+        cli.run(importlib.import_module("launch.sft").main, options)
+    assert "trace_weight: weighs thinking, and no traces are given" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["sft", "dpo", "grpo"])
 def test_a_config_that_is_not_there_is_named(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     main = importlib.import_module(f"launch.{command}").main

@@ -51,6 +51,15 @@ def test_the_same_command_again_asks_nothing_and_another_adapter_or_level_is_ref
         evaluate.main(options(trained_checkpoint, run, "--level", "think"))
 
 
+def test_controls_of_a_run_without_labels_are_asked_by_its_own_readout(trained_checkpoint, tmp_path):
+    out = tmp_path / "run"
+    assert evaluate.main(options(trained_checkpoint, out, "--readouts", "verbalized", "--limit", "2")) == 0
+    asked = {(x.control, x.split) for x in read_predictions(out / PREDICTIONS) if x.readout == "verbalized"}
+    assert asked == {*((control, "test") for control in ("none", "shuffled", "silence", "text_only")), ("none", "dev")}
+    scores = json.loads((out / SCORES).read_text())
+    assert estimate(scores, "tones/verbalized/shuffled") > estimate(scores, "tones/verbalized/none")
+
+
 def test_two_folds_are_pooled_and_written_into_a_table(run, trained_checkpoint, tmp_path, capsys):
     second = tmp_path / "fold1"
     more = ["--fold", "1", "--readouts", "label,verbalized", "--limit", "99"]

@@ -70,7 +70,9 @@ def test_an_answer_that_leaves_no_room_to_think_is_refused():
         ({"rewards": "rewards.grounding:grounding"}, "grounding judges what is said about the voice"),
         ({"gold_traces": "some.parquet"}, "gold_traces: is for level think, not no_think"),
         ({"level": "think"}, "max_completion_length: is 80"),
-        ({"share_parts": "3"}, "share_parts: is 3"),
+        ({"gold_traces": "some.parquet", "share_parts": "3"}, "share_parts: is 3"),
+        ({"share_parts": "4"}, "share_parts: is for the reference of gold_traces"),
+        ({"share_floor": "0.08"}, "share_floor: is for the reference of gold_traces"),
     ],
 )  # fmt: skip
 def test_what_would_not_do_what_it_says_is_refused_before_anything_is_written(tone_corpus, tmp_path, changes, says):

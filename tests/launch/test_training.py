@@ -73,6 +73,28 @@ def test_a_projector_that_an_adapter_does_not_bring_cannot_go_on_training(untrai
         load_for_training(model, SimpleNamespace(world_size=1, seed=0, trust_remote_code=False))
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lora_r": 4}, "lora_r: is 4, but .* was made with 2 and stays as it is"),
+        ({"lora_alpha": 8}, "lora_alpha: is 8, but .* was made with 4"),
+        ({"lora_dropout": 0.1}, "lora_dropout: is 0.1, but"),
+        ({"lora_target_modules": ".*v_proj"}, "lora_target_modules: is .*v_proj, but"),
+        ({"lora_r": 2, "lora_alpha": 4}, None),
+        ({"lora_r": 16, "lora_alpha": 32}, None),  # the defaults of a config that was written for any adapter
+    ],
+)
+def test_an_adapter_that_goes_on_keeps_its_shape_and_an_option_that_asks_for_another_is_refused(
+    untrained_checkpoint, tmp_path, options, says
+):
+    fresh = add_adapter(load_model(untrained_checkpoint), r=2, alpha=4, dropout=0.0, train_projector=False)
+    fresh.model.save_pretrained(tmp_path)
+    model = ModelArguments(str(untrained_checkpoint), adapter=str(tmp_path), **options)
+    args = SimpleNamespace(world_size=1, seed=0, trust_remote_code=False)
+    with contextlib.nullcontext() if says is None else pytest.raises(ConfigError, match=says):
+        assert load_for_training(model, args).model.peft_config["default"].r == 2
+
+
 UNEVEN = {"gradient_accumulation_steps": 4, "steps_per_generation": 6}
 
 

@@ -228,6 +228,8 @@ def test_thinking_that_was_written_for_the_shares_is_not_written_again_for_the_l
         ({"readouts": ()}, "names no readout"),
         ({"system": "uniform"}, "names a baseline"),
         ({"system": "a/b"}, "holds a slash"),
+        ({"readouts": ("verbalized",)}, "control_readouts: names label, which is not among the readouts verbalized"),
+        ({"dev_readouts": ("guided",)}, "dev_readouts: names guided, which is not among the readouts label, verba"),
     ],
 )
 def test_questions_that_cannot_be_asked_are_refused(options, message):
