@@ -290,7 +290,7 @@ def test_shares_cannot_be_taught_from_a_readout_that_nothing_has_trained_or_that
 def test_two_ranks_give_the_one_process_result(finished, trained_checkpoint, tmp_path, on_two_ranks, share_target):
     """Half the batch on each of two CPU ranks: the same clips, the same loss, the same adapter within rounding."""
     common = dict(max_steps=2, save_strategy="no", lora_r=2)
-    common |= {**OWN_SHARES, "adapter": finished} if share_target == "readout" else {}
+    common |= {**OWN_SHARES, "adapter": finished, "lora_r": 4} if share_target == "readout" else {}
     one, two = tmp_path / "one", tmp_path / "two"
     main(arguments(trained_checkpoint, one, **common, per_device_train_batch_size=8))
     run = on_two_ranks("launch.sft", arguments(trained_checkpoint, two, **common), timeout=300)
