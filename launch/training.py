@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -142,7 +141,7 @@ def load_for_training(model: ModelArguments, args: Any) -> Loaded:
         trust_remote_code=args.trust_remote_code,
     )
     if model.adapter is not None:
-        check_adapter_shape(model)
+        check_adapter_shape(model, loaded.model.peft_config["default"])
         if not model.train_projector:
             loaded.projector.requires_grad_(False)
         elif not any(p.requires_grad for p in loaded.projector.parameters()):
@@ -159,22 +158,19 @@ def load_for_training(model: ModelArguments, args: Any) -> Loaded:
     )
 
 
-def check_adapter_shape(model: ModelArguments) -> None:
+def check_adapter_shape(model: ModelArguments, made_with: Any) -> None:
     """Raise ConfigError where an option asks the adapter that is trained further for a shape that it does not have.
 
-    What stands at its default is not asked for: a config written for one rank may go on with an adapter of another.
+    made_with: its peft configuration. What stands at its default is not asked for: a config written for one rank may go
+    on with an adapter of another.
     """
-    config = json.loads((Path(model.adapter or "") / "adapter_config.json").read_text())
-    keys = {
-        "lora_r": "r",
-        **{name: name for name in ("lora_alpha", "lora_dropout")},
-        "lora_target_modules": "target_modules",
-    }
+    names = {"lora_r": "r", "lora_target_modules": "target_modules"}
     for name, default in defaults_of(model).items():
         value = getattr(model, name)
-        if name in keys and value != default and value != config[keys[name]]:
-            what = f"is {value}, but {model.adapter} was made with {config[keys[name]]} and stays as it is"
-            raise ConfigError(what, field=name, cure="leave it out, or train without --adapter")
+        if not name.startswith("lora_") or value in (default, its := getattr(made_with, names.get(name, name))):
+            continue
+        what = f"is {value}, but {model.adapter} was made with {its} and stays as it is"
+        raise ConfigError(what, field=name, cure="leave it out, or train without --adapter")
 
 
 def resolved(*parts: Mapping[str, Any]) -> dict[str, Any]:
