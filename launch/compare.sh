@@ -39,11 +39,16 @@ main() {
     for seed in $seeds; do
         run="$runs/seed$seed"
         reinforce=(--level think --speakers 0.7:1 --adapter "$run/think" --max_completion_length 320 --kl_weight 0
-            --rewards rewards.distribution:closeness rewards.format:format rewards.grounding:grounding
+            "${batch[@]}" --rewards rewards.distribution:closeness rewards.format:format rewards.grounding:grounding
             --reward_weights 1.0 0.2 0.0)
+        # From answers to reasoning: a trace is long, and few steps of it leave Shares that do not add up.
+        teach=(--speakers 0:0.7 --level think --traces "$traces" --adapter "$run/sft"
+            --num_train_epochs 6 --learning_rate 6e-4)
         # SFT hears some speakers; pairs and rollouts are about the others, whom it has not learned by heart.
         train sft sft --speakers 0:0.7
-        train think sft --speakers 0:0.7 --level think --traces "$traces"
+        train think sft "${teach[@]}"
+        # The same weights, asked to answer at once.
+        evaluate "think+no_think@$seed" label,verbalized --adapter "$run/think"
         # What the others' votes bring without pairs or rewards: a gain of DPO or GRPO may be no more than that.
         train think+sft sft --speakers 0.7:1 --level think --traces "$traces" --adapter "$run/think"
         pairs
@@ -66,14 +71,12 @@ write_page() {
 }
 
 train() { # NAME COMMAND OPTIONS...: one stage of training with this seed, then its evaluation
-    local name="$1" command="$2" asked=() smaller=()
+    local name="$1" command="$2" asked=()
     shift 2
-    [ ${#short[@]} -eq 0 ] || [ "$command" != grpo ] ||
-        smaller=(--num_generations 4 --per_device_train_batch_size 8 --gradient_accumulation_steps 1)
     # Options after the config win over it, and the last of two that are alike wins.
     stage "Seed $seed: $name" "$run/$name" \
         equivox "$command" --config "launch/configs/$command.yaml" --model_name_or_path "$model" --data "$data" \
-        --fold "$fold" --seed "$seed" ${short[@]+"${short[@]}"} ${smaller[@]+"${smaller[@]}"} "$@" \
+        --fold "$fold" --seed "$seed" ${short[@]+"${short[@]}"} "$@" \
         --output_dir "$run/$name"
     [[ " $* " != *" --level think "* ]] || asked=(--level think --max-new-tokens 320)
     evaluate "$name@$seed" label,verbalized --adapter "$run/$name" ${asked[@]+"${asked[@]}"}
@@ -84,7 +87,7 @@ evaluate() { # SYSTEM READOUTS OPTIONS...: the fold's held-out speakers, heard b
     shift 2
     stage "Evaluation of $system on speakers never trained on" "$out" \
         equivox evaluate --model "$model" "$@" --data "$data" --fold "$fold" --name "$system" --out "$out" \
-        --readouts "$readouts" --controls none --dev-readouts none --no-probe ${some[@]+"${some[@]}"}
+        --readouts "$readouts" --controls none --dev-readouts none --no-probe --dtype bfloat16 ${some[@]+"${some[@]}"}
     evaluations+=("$out") # in the order of training: a stage is compared with the one before it
 }
 
@@ -92,7 +95,8 @@ pairs() { # sampled as warmly as grpo.yaml's rollouts: hotter, most pairs tell n
     stage "Seed $seed: pairs of answers" "$run/pairs" \
         equivox prepare preferences --data "$data" --fold "$fold" --model "$model" --adapter "$run/think" \
         --speakers 0.7:1 --level think --kinds own contrast grounding --traces "$traces" \
-        --share-parts 4 --share-floor 0.08 --temperature 0.7 --max-new-tokens 320 --seed "$seed" ${few[@]+"${few[@]}"} --out "$run/pairs/pairs.parquet"
+        --share-parts 4 --share-floor 0.08 --temperature 0.7 --max-new-tokens 320 --dtype bfloat16 --seed "$seed" \
+        ${few[@]+"${few[@]}"} --out "$run/pairs/pairs.parquet"
 }
 
 check_ablations() { # before hours of training, not after them
@@ -110,7 +114,7 @@ ablate() { # the stage --of with each value of --ablate, every one on top of it
         for value in $(tr ',' ' ' <<<"${one#*=}"); do
             case "$of" in
                 grpo) train "think+grpo+$key=$value" grpo "${reinforce[@]}" "--$key" "$value" ;;
-                think) train "think+$key=$value" sft --speakers 0:0.7 --level think --traces "$traces" "--$key" "$value" ;;
+                think) train "think+$key=$value" sft "${teach[@]}" "--$key" "$value" ;;
                 sft) train "sft+$key=$value" sft --speakers 0:0.7 "--$key" "$value" ;;
             esac
         done
@@ -120,7 +124,7 @@ ablate() { # the stage --of with each value of --ablate, every one on top of it
 swap_traces() {
     stage "Seed $seed: does a trace alone fix the answer?" "$run/swaps" \
         equivox diagnose --model "$model" --adapter "$run/think" --data "$data" --fold "$fold" --traces "$traces" \
-        --out "$run/swaps/swaps.json" ${some[@]+"${some[@]}"}
+        --dtype bfloat16 --out "$run/swaps/swaps.json" ${some[@]+"${some[@]}"}
     swaps+=("$run/swaps/swaps.json")
 }
 
@@ -129,6 +133,8 @@ absolute() { case "$1" in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac }
 read_options() {
     given="$*" corpus=studio root="" seeds="1 2 3" fold=0 name="" page="" of=grpo
     short=() some=() few=() ablations=() elsewhere=()
+    # grpo.yaml's 64 answers a step, of fewer at once: answers that think take 16 GB in its batches of 32.
+    batch=(--per_device_train_batch_size 16 --gradient_accumulation_steps 4)
     while [ $# -gt 0 ]; do
         case "$1" in
             --corpus) corpus="${2:?--corpus takes studio or crema_d}" && shift 2 ;;
@@ -138,6 +144,7 @@ read_options() {
             --limit) some=(--limit "${2:?--limit takes a number of clips}") && shift 2 ;;
             --steps)
                 short=(--max_steps "${2:?--steps takes a number}" --save_steps "$2" --warmup_steps 0)
+                batch=(--num_generations 4 --per_device_train_batch_size 8 --gradient_accumulation_steps 1)
                 few=(--limit 16 --samples 2) && shift 2
                 ;;
             --ablate)

@@ -70,7 +70,8 @@ def systems(calls: list[list[str]]) -> list[str]:
     return [call[call.index("--name") + 1] for call in calls if call[0] == "evaluate"]
 
 
-STAGES = ["sft", "think", "think+sft", "think+dpo", "think+grpo", "think+grpo+gold", "think+grpo+kl"]
+STAGES = ["sft", "think", "think+no_think", "think+sft", "think+dpo", "think+grpo", "think+grpo+gold", "think+grpo+kl"]
+TRAINED = [name for name in STAGES if name != "think+no_think"]
 
 
 def test_every_stage_of_every_seed_is_trained_and_evaluated_and_the_base_once(clone: Clone):
@@ -85,7 +86,7 @@ def test_every_stage_of_every_seed_is_trained_and_evaluated_and_the_base_once(cl
     ]
     assert calls[-1] == pages[-1], "a page after every seed"
     assert "runs/compare_studio/results.md" in done.stdout
-    for name in STAGES:
+    for name in TRAINED:
         assert (clone.home / "runs/compare_studio/seed2" / name / "seconds").read_text().strip().isdigit()
 
 
@@ -95,8 +96,11 @@ def test_every_option_is_one_that_its_command_takes(clone: Clone, monkeypatch):
     monkeypatch.chdir(HOME)
     asked = [(call[0], options_of(call, monkeypatch)) for call in calls if call[0] not in ("seed", "prepare")]
     by_folder = {Path(o["output_dir"]).name: o for name, o in asked if name in ("sft", "dpo", "grpo")}
-    assert list(by_folder) == [*STAGES, "think+grpo+agreement_weight=0.5"]
+    assert list(by_folder) == [*TRAINED, "think+grpo+agreement_weight=0.5"]
     assert {o["seed"] for o in by_folder.values()} == {3}
+    assert {name: o["adapter"] and Path(o["adapter"]).name for name, o in by_folder.items()} == {
+        name: {"sft": None, "think": "sft"}.get(name, "think") for name in by_folder
+    }
     assert {o["max_steps"] for o in by_folder.values()} == {2}
     assert {name: o["level"] for name, o in by_folder.items()} == {
         name: "no_think" if name == "sft" else "think" for name in by_folder
