@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     from reasoning.evaluation.stages_page import stages_markdown, stages_plot
     from reasoning.files import write_atomic
 
+    swaps = [read_swaps(path) for path in args.swaps]
     records = [read_record(folder) for folder in args.runs]
     predictions = pool([read_predictions(folder / PREDICTIONS) for folder in args.runs])
     corpus = read_corpus(args.data)
@@ -73,7 +74,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     found = {**compare_stages(predictions, told), "statement": f"{corpus.info.name} ({corpus.info.statement})"}
     found["protocol"] = protocol(records)
-    swaps = [json.loads(path.read_text()) for path in args.swaps]
     notes = [
         f"Trace and sound swapped ({s['n_clips']} {s['split']} clips, {s['readout']}): {s['verdict']}." for s in swaps
     ]
@@ -104,6 +104,20 @@ def check(records: Sequence[RunRecord], corpus: Corpus) -> None:
                 raise EvaluationError(what, row=record.system, field=name, cure="evaluate all seeds of a stage alike")
 
 
+def read_swaps(path: Path) -> dict[str, Any]:
+    """What `equivox diagnose --out` wrote. Raises EvaluationError when the file is none of its."""
+    from reasoning.errors import EvaluationError
+
+    cure = "give a file that `equivox diagnose --out` wrote"
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"cannot be read: {error}", row=str(path), field="--swaps", cure=cure) from None
+    if not isinstance(found, dict) or not {"n_clips", "split", "readout", "verdict"} <= found.keys():
+        raise EvaluationError("holds no verdict on swapped traces", row=str(path), field="--swaps", cure=cure)
+    return found
+
+
 def protocol(records: Sequence[RunRecord]) -> str:
     """What stands beside the figures: folds, subset, levels, decoding."""
     folds = ", ".join(str(fold) for fold in sorted({record.fold for record in records}))
@@ -130,9 +144,14 @@ def folder_of(records: Sequence[RunRecord]) -> Path:
 
 
 def token_counter(model: Path) -> Callable[[str], int]:
-    """Text -> its tokens by the model's tokenizer, the end of turn counted."""
+    """Text -> its tokens by the model's tokenizer, the end of turn counted. Raises EvaluationError without one."""
     from transformers import AutoTokenizer
 
+    from reasoning.errors import EvaluationError
+
+    if not model.is_dir():  # anything else would be looked for on a hub
+        cure = "name the folder of a checkpoint"
+        raise EvaluationError("is no folder", row=str(model), field="--tokenizer", cure=cure)
     tokenizer = AutoTokenizer.from_pretrained(model)
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False)) + 1
 

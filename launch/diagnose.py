@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cli import run
+from reasoning.errors import ConfigError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    if args.batch_size < 1:
+        raise ConfigError(f"is {args.batch_size}, expected at least 1", field="--batch-size")
 
     import torch
 

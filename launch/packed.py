@@ -16,7 +16,7 @@ import pyarrow as pa
 from data_builders.tables import read_records, write_records
 from reasoning.errors import EvaluationError
 from reasoning.evaluation.predictions import Prediction
-from reasoning.evaluation.record import RunRecord
+from reasoning.evaluation.record import RunRecord, record_from
 
 if TYPE_CHECKING:
     from data_builders.rows import Corpus
@@ -65,10 +65,11 @@ def read_packed(path: Path, corpus: Corpus) -> list[Run]:
         cure = "prepare the part of the corpus that it was made of: its clips, votes and version decide"
         raise EvaluationError(what, row=str(path), field="--data", cure=cure)
     clips = {clip.id: clip for clip in corpus.clips}
+    cure = "pack the runs again, or unpack them with the version of Equivox that packed them"
     lines = iter(_whole(row, clips[row["id"]]) for row in rows)
     return [
         Run(
-            RunRecord(**{**run["record"], "audio_root": str(corpus.root)}),
+            record_from({**run["record"], "audio_root": str(corpus.root)}, str(path), cure),
             run["minutes"],
             list(islice(lines, run["answers"])),
         )

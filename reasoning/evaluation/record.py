@@ -113,14 +113,18 @@ def open_run(folder: Path, record: RunRecord) -> None:
 
 def read_record(folder: Path) -> RunRecord:
     """The record in `folder`. Raises EvaluationError when there is none, or it is not one."""
-    path = folder / RECORD
-    cure = "give folders that `equivox evaluate --out` wrote"
+    path, cure = folder / RECORD, "give folders that `equivox evaluate --out` wrote"
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise EvaluationError(f"cannot be read: {error}", row=str(path), cure=cure) from None
+    return record_from(data, str(path), cure)
+
+
+def record_from(data: Any, row: str, cure: str) -> RunRecord:
+    """The record that `data` holds, as `asdict` makes it. Raises EvaluationError, naming `row`, when it holds none."""
     names = {field.name for field in fields(RunRecord)}
     if not isinstance(data, dict) or set(data) != names:
         odd = sorted(names ^ set(data)) if isinstance(data, dict) else []
-        raise EvaluationError(f"is not the record of an evaluation ({', '.join(odd)})", row=str(path), cure=cure)
+        raise EvaluationError(f"is not the record of an evaluation ({', '.join(odd)})", row=row, cure=cure)
     return RunRecord(**data)

@@ -309,3 +309,21 @@ def test_seeds_of_a_stage_that_were_asked_in_two_ways_are_refused(runs, tone_cor
     (runs[2] / "evaluation.json").write_text(json.dumps({**record, "max_new_tokens": 50}))
     with pytest.raises(EvaluationError, match=r"sft@2.*max_new_tokens: is 50 here and 96 for another seed"):
         main([*map(str, runs), "--data", str(tone_corpus), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "said"),
+    [
+        ("--swaps", None, "--swaps: cannot be read: .*equivox diagnose --out"),
+        ("--swaps", "<html>", "--swaps: cannot be read: .*equivox diagnose --out"),
+        ("--swaps", "[1]", "--swaps: holds no verdict on swapped traces.*equivox diagnose --out"),
+        ("--tokenizer", None, "--tokenizer: is no folder.*checkpoint"),
+    ],
+)
+def test_a_file_that_is_not_what_its_option_asks_for_is_named(runs, tone_corpus, tmp_path, option, content, said):
+    given = tmp_path / "given"
+    if content is not None:
+        given.write_text(content)
+    with pytest.raises(EvaluationError, match=said):
+        main([*map(str, runs), "--data", str(tone_corpus), "--out", str(tmp_path / "out"), option, str(given)])
+    assert not (tmp_path / "out").exists()

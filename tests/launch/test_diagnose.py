@@ -9,7 +9,7 @@ import pytest
 from data_builders.rows import read_corpus
 from data_builders.traces.trace_file import TraceRow, write_traces
 from launch.diagnose import main
-from reasoning.errors import CorpusError
+from reasoning.errors import ConfigError, CorpusError
 
 
 def test_the_swaps_are_printed_and_written_with_their_verdict(trained_checkpoint, tmp_path, capsys):
@@ -29,3 +29,5 @@ def test_the_swaps_are_printed_and_written_with_their_verdict(trained_checkpoint
     assert f"{found['conditions']['own']['jsd_bits']['estimate']:.3f}" in printed
     with pytest.raises(CorpusError, match="equivox prepare cot"):
         main([*asked, "--traces", str(tmp_path / "none.parquet")])
+    with pytest.raises(ConfigError, match="--batch-size: is 0, expected at least 1"):
+        main([*asked, "--traces", str(traces), "--batch-size", "0"])

@@ -114,3 +114,13 @@ def test_a_file_for_another_corpus_or_of_something_else_is_refused(runs, tone_co
     (runs[0] / "evaluation.json").write_text(json.dumps({**record, "corpus_fingerprint": "third"}))
     with pytest.raises(EvaluationError, match="evaluated on more than one corpus"):
         pack([*map(str, runs), "--out", str(packed)])
+
+
+def test_a_file_of_another_version_is_refused_by_the_fields_that_differ(runs, tone_corpus, tmp_path):
+    packed = tmp_path / "p.parquet"
+    pack([*map(str, runs), "--out", str(packed)])
+    table = pq.read_table(packed)
+    told = {key: value.replace(b"rater_task", b"rater_job") for key, value in table.schema.metadata.items()}
+    pq.write_table(table.replace_schema_metadata(told), packed)
+    with pytest.raises(EvaluationError, match=r"p\.parquet.*not the record of an evaluation \(rater_job, rater_task\)"):
+        unpack([str(packed), "--data", str(tone_corpus), "--out", str(tmp_path / "back")])
