@@ -6,7 +6,8 @@
 #
 #   --seeds "S ..."      seeds of training (default "1 2 3")     --fold F    whose speakers are held out (default 0)
 #   --limit N            evaluate so many test clips only        --steps N   shorten every training to N steps
-#   --ablate KEY=V1,V2   also train GRPO's stage (SFT's, with --of sft or --of think) with --KEY V1, then V2; repeatable
+#   --ablate KEY=V1,V2   also train a stage with --KEY V1, then V2; repeatable
+#   --of STAGE           which: sft, think, grpo (default), dpo, or the pairs that DPO is then trained on
 #   --name NAME          the folder is runs/NAME (default: compare_CORPUS)
 #   --page FILE.md       write the page here, its plot beside it (default: results.md in the folder)
 #   --with DIR           compare with evaluations of other seeds too, as `equivox unpack --out DIR` makes them
@@ -44,6 +45,7 @@ main() {
         # From answers to reasoning: a trace is long, and few steps of it leave Shares that do not add up.
         teach=(--speakers 0:0.7 --level think --traces "$traces" --adapter "$run/sft"
             --num_train_epochs 6 --learning_rate 6e-4)
+        follow=(--level think --adapter "$run/think")
         # SFT hears some speakers; pairs and rollouts are about the others, whom it has not learned by heart.
         train sft sft --speakers 0:0.7
         train think sft "${teach[@]}"
@@ -51,8 +53,7 @@ main() {
         evaluate "think+no_think@$seed" label,verbalized --adapter "$run/think"
         # What the others' votes bring without pairs or rewards: a gain of DPO or GRPO may be no more than that.
         train think+sft sft --speakers 0.7:1 --level think --traces "$traces" --adapter "$run/think"
-        pairs
-        train think+dpo dpo --level think --adapter "$run/think" --pairs "$run/pairs/pairs.parquet"
+        prefer think+dpo pairs
         train think+grpo grpo "${reinforce[@]}"
         train think+grpo+gold grpo "${reinforce[@]}" --gold_traces "$traces" --share_parts 4 --share_floor 0.08
         train think+grpo+kl grpo "${reinforce[@]}" --kl_weight 0.2
@@ -91,19 +92,24 @@ evaluate() { # SYSTEM READOUTS OPTIONS...: the fold's held-out speakers, heard b
     evaluations+=("$out") # in the order of training: a stage is compared with the one before it
 }
 
-pairs() { # sampled as warmly as grpo.yaml's rollouts: hotter, most pairs tell no more than which sum is 1
-    stage "Seed $seed: pairs of answers" "$run/pairs" \
+prefer() { # NAME PAIRS OPTIONS...: pairs of answers into the folder PAIRS, then DPO on them
+    local name="$1" pairs="$run/$2"
+    shift 2
+    # Sampled as warmly as grpo.yaml's rollouts: hotter, most pairs tell no more than which sum is 1.
+    stage "Seed $seed: pairs of answers" "$pairs" \
         equivox prepare preferences --data "$data" --fold "$fold" --model "$model" --adapter "$run/think" \
         --speakers 0.7:1 --level think --kinds own contrast grounding --traces "$traces" \
         --share-parts 4 --share-floor 0.08 --temperature 0.7 --max-new-tokens 320 --dtype bfloat16 --seed "$seed" \
-        ${few[@]+"${few[@]}"} --out "$run/pairs/pairs.parquet"
+        ${few[@]+"${few[@]}"} "$@" --out "$pairs/pairs.parquet"
+    train "$name" dpo "${follow[@]}" --pairs "$pairs/pairs.parquet"
 }
 
 check_ablations() { # before hours of training, not after them
-    local one key command="${of/think/sft}"
+    local one key command="$of"
+    case "$of" in think) command=sft ;; pairs) command="prepare preferences" ;; esac
     for one in ${ablations[@]+"${ablations[@]}"}; do
         key="${one%%=*}"
-        equivox "$command" --help | grep -qE -- "--$key( |,|\$)" || refuse "--ablate $key: equivox $command has no --$key"
+        equivox $command --help | grep -qE -- "--$key( |,|\$)" || refuse "--ablate $key: equivox $command has no --$key"
     done
 }
 
@@ -113,6 +119,8 @@ ablate() { # the stage --of with each value of --ablate, every one on top of it
         key="${one%%=*}"
         for value in $(tr ',' ' ' <<<"${one#*=}"); do
             case "$of" in
+                dpo) train "think+dpo+$key=$value" dpo "${follow[@]}" --pairs "$run/pairs/pairs.parquet" "--$key" "$value" ;;
+                pairs) prefer "think+dpo+$key=$value" "pairs+$key=$value" "--$key" "$value" ;;
                 grpo) train "think+grpo+$key=$value" grpo "${reinforce[@]}" "--$key" "$value" ;;
                 think) train "think+$key=$value" sft "${teach[@]}" "--$key" "$value" ;;
                 sft) train "sft+$key=$value" sft --speakers 0:0.7 "--$key" "$value" ;;
@@ -153,7 +161,7 @@ read_options() {
                     refuse "--ablate ${2-}: expected KEY=VALUE,VALUE, values without / or @"
                 ablations+=("$2") && shift 2
                 ;;
-            --of) of="${2:?--of takes sft, think or grpo}" && shift 2 ;;
+            --of) of="${2:?--of takes sft, think, pairs, dpo or grpo}" && shift 2 ;;
             --name) name="${2:?--name takes a name for the run}" && shift 2 ;;
             # Files are named from the folder that the user is in.
             --page) page="$(absolute "${2:?--page takes a file}")" && shift 2 ;;
@@ -172,7 +180,7 @@ read_options() {
         crema_d) [ -d "$root" ] || refuse "--corpus crema_d needs --root, the folder with AudioWAV and processedResults" ;;
         *) refuse "unknown corpus $corpus: studio or crema_d" ;;
     esac
-    case "$of" in sft | think | grpo) ;; *) refuse "--of $of: expected sft, think or grpo" ;; esac
+    case "$of" in sft | think | pairs | dpo | grpo) ;; *) refuse "--of $of: expected sft, think, pairs, dpo or grpo" ;; esac
     given="${given/--root $root/--root CREMA-D}" # the page names no folder of this machine
     [ -z "$root" ] || root="$(cd "$root" && pwd -P)"
     name="${name:-compare_$corpus}"

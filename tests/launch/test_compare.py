@@ -28,7 +28,7 @@ from reasoning.response import write_response
 # Writes its arguments down, one line a call, fails where $FAILS says so, and leaves what the real command leaves. Only
 # help is the real command's.
 EQUIVOX = """#!/usr/bin/env bash
-[ "$2" != --help ] || exec "$REAL" "$@"
+case "$*" in *--help*) exec "$REAL" "$@" ;; esac
 printf '%q ' "$@" >> "$EQUIVOX_CALLS" && echo >> "$EQUIVOX_CALLS"
 [ -z "$FAILS" ] || case "$*" in *"$FAILS"*) exit 2 ;; esac
 while [ $# -gt 0 ]; do
@@ -167,6 +167,18 @@ def test_an_ablated_key_is_trained_with_each_value_on_top_of_its_stage(clone: Cl
     assert last[last.index("--kl_weight", last.index("--kl_weight") + 1) + 1] == "1", "the last of two wins"
     done, calls = clone.compare("--seeds", "1", "--ablate", "trace_weight=0.5", "--of", "think")
     assert systems(calls) == ["think+trace_weight=0.5@1"]
+    done, calls = clone.compare("--seeds", "1", "--ablate", "kl_weight=0.5", "--of", "dpo")
+    assert systems(calls) == ["think+dpo+kl_weight=0.5@1"]
+
+
+def test_ablated_pairs_are_made_anew_and_dpo_is_trained_on_them(clone: Clone):
+    done, calls = clone.compare("--seeds", "1", "--ablate", "speakers=0:0.7", "--of", "pairs")
+    assert done.returncode == 0, done.stderr
+    _, made = (call for call in calls if call[:2] == ["prepare", "preferences"])
+    assert [made[i + 1] for i, part in enumerate(made) if part == "--speakers"][-1] == "0:0.7"
+    *_, trained = (call for call in calls if call[0] == "dpo")
+    assert trained[trained.index("--pairs") + 1] == made[made.index("--out") + 1]
+    assert systems(calls)[-1] == "think+dpo+speakers=0:0.7@1"
 
 
 def test_the_page_is_written_where_the_user_is(clone: Clone):
@@ -191,20 +203,26 @@ def test_seeds_that_were_evaluated_elsewhere_join_every_page(clone: Clone, tmp_p
 
 
 @pytest.mark.parametrize(
-    "options", [["--ablate", "nonsense=1"], ["--ablate", "kl_weigh=1"], ["--ablate", "trace_weight=1"]]
+    ("options", "command"),
+    [
+        (["--ablate", "nonsense=1"], "grpo"),
+        (["--ablate", "kl_weigh=1"], "grpo"),
+        (["--ablate", "trace_weight=1"], "grpo"),
+        (["--ablate", "kl_weight=1", "--of", "pairs"], "prepare preferences"),
+    ],
 )
-def test_a_key_that_the_ablated_command_lacks_is_refused_before_anything_runs(clone: Clone, options: list[str]):
+def test_a_key_that_the_ablated_command_lacks_is_refused_before_anything_runs(clone: Clone, options, command):
     done, calls = clone.compare(*options)
     assert done.returncode == 2
     assert "compare: --ablate" in done.stderr
-    assert "equivox grpo has no" in done.stderr
+    assert f"equivox {command} has no" in done.stderr
     assert calls == []
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ["--corpus", "crema_d"], ["--corpus", "x"], ["--of", "dpo"], ["--sed", "1"], ["--ablate", "kl_weight"],
+        ["--corpus", "crema_d"], ["--corpus", "x"], ["--of", "ppo"], ["--sed", "1"], ["--ablate", "kl_weight"],
         ["--ablate", "kl_weight="], ["--ablate", "rewards=my/x.py:f"],
     ],
 )  # fmt: skip
