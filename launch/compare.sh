@@ -6,8 +6,8 @@
 #
 #   --seeds "S ..."      seeds of training (default "1 2 3")     --fold F    whose speakers are held out (default 0)
 #   --limit N            evaluate so many test clips only        --steps N   shorten every training to N steps
-#   --ablate KEY=V1,V2   also train a stage with --KEY V1, then V2; repeatable
-#   --of STAGE           which: sft, think, grpo (default), dpo, or the pairs that DPO is then trained on
+#   --ablate STAGE.KEY=V1,V2    also train a stage with --KEY V1, then V2; repeatable. STAGE is sft, think, dpo, grpo, or
+#                        pairs: other pairs, and DPO on them
 #   --name NAME          the folder is runs/NAME (default: compare_CORPUS)
 #   --page FILE.md       write the page here, its plot beside it (default: results.md in the folder)
 #   --with DIR           compare with evaluations of other seeds too, as `equivox unpack --out DIR` makes them
@@ -105,18 +105,18 @@ prefer() { # NAME PAIRS OPTIONS...: pairs of answers into the folder PAIRS, then
 }
 
 check_ablations() { # before hours of training, not after them
-    local one key command="$of"
-    case "$of" in think) command=sft ;; pairs) command="prepare preferences" ;; esac
+    local one of key command
     for one in ${ablations[@]+"${ablations[@]}"}; do
-        key="${one%%=*}"
+        of="${one%%.*}" key="${one%%=*}" key="${key#*.}"
+        case "$of" in think) command=sft ;; pairs) command="prepare preferences" ;; *) command="$of" ;; esac
         equivox $command --help | grep -qE -- "--$key( |,|\$)" || refuse "--ablate $key: equivox $command has no --$key"
     done
 }
 
-ablate() { # the stage --of with each value of --ablate, every one on top of it
-    local one key value
+ablate() { # a stage with each value of --ablate, every one on top of it
+    local one of key value
     for one in ${ablations[@]+"${ablations[@]}"}; do
-        key="${one%%=*}"
+        of="${one%%.*}" key="${one%%=*}" key="${key#*.}"
         for value in $(tr ',' ' ' <<<"${one#*=}"); do
             case "$of" in
                 dpo) train "think+dpo+$key=$value" dpo "${follow[@]}" --pairs "$run/pairs/pairs.parquet" "--$key" "$value" ;;
@@ -139,7 +139,7 @@ swap_traces() {
 absolute() { case "$1" in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac }
 
 read_options() {
-    given="$*" corpus=studio root="" seeds="1 2 3" fold=0 name="" page="" of=grpo
+    given="$*" corpus=studio root="" seeds="1 2 3" fold=0 name="" page=""
     short=() some=() few=() ablations=() elsewhere=()
     # grpo.yaml's 64 answers a step, of fewer at once: answers that think take 16 GB in its batches of 32.
     batch=(--per_device_train_batch_size 16 --gradient_accumulation_steps 4)
@@ -157,11 +157,10 @@ read_options() {
                 ;;
             --ablate)
                 # A value becomes part of a system's name.
-                [[ "${2-}" =~ ^[A-Za-z_]+=[^/,@]+(,[^/,@]+)*$ ]] ||
-                    refuse "--ablate ${2-}: expected KEY=VALUE,VALUE, values without / or @"
+                [[ "${2-}" =~ ^(sft|think|pairs|dpo|grpo)\.[A-Za-z_]+=[^/,@]+(,[^/,@]+)*$ ]] ||
+                    refuse "--ablate ${2-}: expected STAGE.KEY=VALUE,VALUE of sft, think, pairs, dpo or grpo, values without / or @"
                 ablations+=("$2") && shift 2
                 ;;
-            --of) of="${2:?--of takes sft, think, pairs, dpo or grpo}" && shift 2 ;;
             --name) name="${2:?--name takes a name for the run}" && shift 2 ;;
             # Files are named from the folder that the user is in.
             --page) page="$(absolute "${2:?--page takes a file}")" && shift 2 ;;
@@ -180,7 +179,6 @@ read_options() {
         crema_d) [ -d "$root" ] || refuse "--corpus crema_d needs --root, the folder with AudioWAV and processedResults" ;;
         *) refuse "unknown corpus $corpus: studio or crema_d" ;;
     esac
-    case "$of" in sft | think | pairs | dpo | grpo) ;; *) refuse "--of $of: expected sft, think, pairs, dpo or grpo" ;; esac
     given="${given/--root $root/--root CREMA-D}" # the page names no folder of this machine
     [ -z "$root" ] || root="$(cd "$root" && pwd -P)"
     name="${name:-compare_$corpus}"

@@ -92,7 +92,7 @@ def test_every_stage_of_every_seed_is_trained_and_evaluated_and_the_base_once(cl
 
 def test_every_option_is_one_that_its_command_takes(clone: Clone, monkeypatch):
     """Each recorded call through the real parser of its command, the shipped configs included."""
-    _, calls = clone.compare("--seeds", "3", "--limit", "5", "--steps", "2", "--ablate", "agreement_weight=0.5")
+    _, calls = clone.compare("--seeds", "3", "--limit", "5", "--steps", "2", "--ablate", "grpo.agreement_weight=0.5")
     monkeypatch.chdir(HOME)
     asked = [(call[0], options_of(call, monkeypatch)) for call in calls if call[0] not in ("seed", "prepare")]
     by_folder = {Path(o["output_dir"]).name: o for name, o in asked if name in ("sft", "dpo", "grpo")}
@@ -159,20 +159,21 @@ def test_an_interrupted_run_goes_on_at_the_stage_that_failed(clone: Clone):
 
 
 def test_an_ablated_key_is_trained_with_each_value_on_top_of_its_stage(clone: Clone):
-    done, calls = clone.compare("--seeds", "1", "--ablate", "kl_weight=0.1,1", "--ablate", "agreement_weight=0.5")
+    ablations = ("sft.kl_weight=0", "think.trace_weight=0.5", "dpo.kl_weight=0.5", "grpo.kl_weight=0.1,1")
+    done, calls = clone.compare("--seeds", "1", *(part for one in ablations for part in ("--ablate", one)))
     assert done.returncode == 0, done.stderr
-    added = [f"think+grpo+{name}@1" for name in ("kl_weight=0.1", "kl_weight=1", "agreement_weight=0.5")]
-    assert systems(calls)[-3:] == added
+    assert systems(calls)[-5:] == [
+        "sft+kl_weight=0@1", "think+trace_weight=0.5@1", "think+dpo+kl_weight=0.5@1",
+        "think+grpo+kl_weight=0.1@1", "think+grpo+kl_weight=1@1",
+    ]  # fmt: skip
     last = next(call for call in calls if call[0] == "grpo" and "kl_weight=1" in call[-1])
     assert last[last.index("--kl_weight", last.index("--kl_weight") + 1) + 1] == "1", "the last of two wins"
-    done, calls = clone.compare("--seeds", "1", "--ablate", "trace_weight=0.5", "--of", "think")
-    assert systems(calls) == ["think+trace_weight=0.5@1"]
-    done, calls = clone.compare("--seeds", "1", "--ablate", "kl_weight=0.5", "--of", "dpo")
-    assert systems(calls) == ["think+dpo+kl_weight=0.5@1"]
+    done, calls = clone.compare("--seeds", "1", "--ablate", "grpo.agreement_weight=0.5")
+    assert systems(calls) == ["think+grpo+agreement_weight=0.5@1"], "what is trained is kept"
 
 
 def test_ablated_pairs_are_made_anew_and_dpo_is_trained_on_them(clone: Clone):
-    done, calls = clone.compare("--seeds", "1", "--ablate", "speakers=0:0.7", "--of", "pairs")
+    done, calls = clone.compare("--seeds", "1", "--ablate", "pairs.speakers=0:0.7")
     assert done.returncode == 0, done.stderr
     _, made = (call for call in calls if call[:2] == ["prepare", "preferences"])
     assert [made[i + 1] for i, part in enumerate(made) if part == "--speakers"][-1] == "0:0.7"
@@ -205,10 +206,11 @@ def test_seeds_that_were_evaluated_elsewhere_join_every_page(clone: Clone, tmp_p
 @pytest.mark.parametrize(
     ("options", "command"),
     [
-        (["--ablate", "nonsense=1"], "grpo"),
-        (["--ablate", "kl_weigh=1"], "grpo"),
-        (["--ablate", "trace_weight=1"], "grpo"),
-        (["--ablate", "kl_weight=1", "--of", "pairs"], "prepare preferences"),
+        (["--ablate", "grpo.nonsense=1"], "grpo"),
+        (["--ablate", "sft.kl_weigh=1"], "sft"),
+        (["--ablate", "think.kl_weigh=1"], "sft"),
+        (["--ablate", "grpo.trace_weight=1"], "grpo"),
+        (["--ablate", "pairs.kl_weight=1"], "prepare preferences"),
     ],
 )
 def test_a_key_that_the_ablated_command_lacks_is_refused_before_anything_runs(clone: Clone, options, command):
@@ -222,8 +224,9 @@ def test_a_key_that_the_ablated_command_lacks_is_refused_before_anything_runs(cl
 @pytest.mark.parametrize(
     "options",
     [
-        ["--corpus", "crema_d"], ["--corpus", "x"], ["--of", "ppo"], ["--sed", "1"], ["--ablate", "kl_weight"],
-        ["--ablate", "kl_weight="], ["--ablate", "rewards=my/x.py:f"],
+        ["--corpus", "crema_d"], ["--corpus", "x"], ["--sed", "1"], ["--ablate", "grpo.kl_weight"],
+        ["--ablate", "grpo.kl_weight="], ["--ablate", "grpo.rewards=my/x.py:f"], ["--ablate", "kl_weight=1"],
+        ["--ablate", "ppo.kl_weight=1"],
     ],
 )  # fmt: skip
 def test_wrong_options_are_refused_before_anything_runs(clone: Clone, options: list[str]):
