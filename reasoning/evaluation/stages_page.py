@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reasoning.evaluation.comparisons import NON_INFERIORITY_MARGIN
 from reasoning.evaluation.markdown import escape
 from reasoning.evaluation.predictions import SAMPLES
 from reasoning.evaluation.stages import SAID
@@ -22,7 +23,11 @@ _METRICS = {
     "forced": "thinking cut ↓",
     "tokens": "tokens",
 }
-_PANELS = ("jsd_bits", "brier")
+_COLOURS = {"label": "C0", "verbalized": "C1"}
+_FARTHEST = 0.6
+"""Where the plot's scale of jsd_bits ends: a quarter above what one rater scores on CREMA-D."""
+_STEP = 0.1
+"""Where its scale of differences ends: ten of the margins that matter."""
 _RULES = (
     "Verbalized closeness is 1 - jsd_bits of the written Shares; an answer that cannot be read scores as badly as "
     "possible. Grounding is the share of the Voice line's claims that are true, by the clip's own measured cues and by "
@@ -44,7 +49,7 @@ def stages_markdown(found: Mapping[str, Any], made_by: str, plot: str, notes: Se
     parts = [
         "# Results: what each stage of training adds",
         f"Made by `{made_by}`; {escape(found['statement'])}. {about}; {escape(found['protocol'])}.",
-        f"![jsd_bits and brier of every stage]({plot})",
+        f"![jsd_bits of every stage, and its difference from the stage that it stands on]({plot})",
         _table(found),
         _people(found["human"]),
         f"{_POOLING} {_RULES}",
@@ -101,29 +106,71 @@ def _cell(metric: Mapping[str, Any] | None, key: str) -> str:
 
 
 def stages_plot(found: Mapping[str, Any]) -> str:
-    """An SVG: for each stage and readout the mean with its interval, and each seed's mean as a dot."""
+    """An SVG: jsd_bits of each stage and readout with its interval and each seed's mean as a stroke, beside it the
+    difference from the stage that it stands on. What lies off a scale stands as a figure at its edge."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "equivox"  # the same figures give the same file
     from matplotlib import pyplot
 
-    stages = found["stages"]
-    figure, panels = pyplot.subplots(1, len(_PANELS), figsize=(9, 0.34 * len(stages) + 1.2), sharey=True)
-    for axes, key in zip(panels, _PANELS, strict=True):
-        for y, stage in enumerate(stages):
-            metric = stage["metrics"][key]
-            colour = {"label": "C0", "verbalized": "C1"}.get(stage["readout"], "0.4")
-            if metric["low"] is not None:
-                axes.plot([metric["low"], metric["high"]], [y, y], color=colour, linewidth=1.5)
-            axes.plot(metric["seeds"], [y] * len(metric["seeds"]), ".", color=colour, alpha=0.5, markersize=4)
-            axes.plot(metric["estimate"], y, "o", color=colour, markersize=6)
-        axes.set_xlabel(f"{key} (lower is better)")
-        axes.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(stages)), [stage["title"] for stage in stages])
-    panels[0].invert_yaxis()
-    figure.tight_layout()
+    stages, differences = found["stages"], {(c["stage"], c["readout"]): c["metrics"] for c in found["comparisons"]}
+    figure, (levels, steps) = pyplot.subplots(
+        1, 2, figsize=(11, 0.3 * len(stages) + 1.6), sharey=True, layout="constrained"
+    )
+    levels.set_yticks(range(len(stages)), [stage["title"] for stage in stages])
+    levels.set_ylim(len(stages) - 0.5, -0.5)
+    _scale(levels, 0, _FARTHEST, "jsd_bits (lower is better)")
+    _scale(steps, -_STEP, _STEP, "jsd_bits minus those of the stage it stands on")
+    steps.set_xticks([-_STEP, -_STEP / 2, 0, _STEP / 2, _STEP])
+    for name, bits, style in _marks(found):
+        levels.axvline(bits, color="0.5", linewidth=1, linestyle=style, label=f"{name}, {bits:.3f}")
+    steps.axvline(0, color="0.5", linewidth=1)
+    margin = NON_INFERIORITY_MARGIN
+    steps.axvspan(-margin, margin, color="0.9", label=f"within {margin:g}: too little to matter")
+    for y, stage in enumerate(stages):
+        colour = _COLOURS.get(stage["readout"], "0.4")
+        _point(levels, y, stage["metrics"]["jsd_bits"], colour)
+        if (difference := differences.get((stage["name"], stage["readout"]))) is not None:
+            _point(steps, y, difference["jsd_bits"], colour)
+    for axes in (levels, steps):
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8, frameon=False)
     svg = io.StringIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     return svg.getvalue()
+
+
+def _marks(found: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    """(name, jsd_bits, line style) of what every stage is read against."""
+    human = found["human"]
+    priors = [stage["metrics"]["jsd_bits"] for stage in found["stages"] if stage["name"] == "training_prior"]
+    marks = [("training prior", prior["estimate"], "--") for prior in priors]
+    if human["raters"]:
+        most = max(human["raters"], key=int)
+        marks.append((f"{most} raters", human["raters"][most]["estimate"], "-."))
+    return [*marks, ("vote sampling alone", human["sampling_floor"]["estimate"], ":")]
+
+
+def _scale(axes: Any, low: float, high: float, label: str) -> None:
+    axes.set_xlim(low, high)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _point(axes: Any, y: int, metric: Mapping[str, Any], colour: str) -> None:
+    """An estimate with its interval and seeds, or, off the scale, an arrow and the figure."""
+    low, high = axes.get_xlim()
+    estimate = metric["estimate"]
+    if not low <= estimate <= high:
+        edge, side = (high, "right") if estimate > high else (low, "left")
+        axes.plot(edge, y, ">" if side == "right" else "<", color=colour, markersize=7, clip_on=False)
+        beside = (-8 if side == "right" else 8, 0)
+        style = {"ha": side, "va": "center", "fontsize": 8, "color": colour}
+        axes.annotate(f"{estimate:.3f}", (edge, y), beside, textcoords="offset points", **style)
+        return
+    if metric["low"] is not None:
+        axes.plot([metric["low"], metric["high"]], [y, y], color=colour, linewidth=1.5)
+    seeds = metric.get("seeds", [])
+    axes.plot(seeds, [y] * len(seeds), "|", color=colour, alpha=0.7, markersize=9)
+    axes.plot(estimate, y, "o", color=colour, markersize=5)

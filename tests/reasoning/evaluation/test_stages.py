@@ -243,11 +243,24 @@ def test_the_page_has_every_stage_and_sentence_and_the_plot_is_the_same_twice():
     low, high = (f(found["stages"][0]["metrics"]["jsd_bits"]["seeds"]) for f in (min, max))
     assert f"{{{low:.3f}–{high:.3f}}}" in page
     assert escape(found["comparisons"][0]["sentence"]) in page
-    assert "![jsd_bits and brier of every stage](plot.svg)" in page
+    assert "![jsd_bits of every stage, and its difference from the stage that it stands on](plot.svg)" in page
     assert "A note." in page
     assert f"costs an oracle {found['human']['sampling_floor']['estimate']:.3f}; raters" in page
     assert stages_plot(found) == stages_plot(found)
     assert "a+b label" in stages_plot(found)
+
+
+def test_what_lies_off_the_plots_scales_stands_there_as_a_figure():
+    votes = mixed(1.0)
+    shares = np.eye(votes.shape[1])[votes.argmin(axis=1)]
+    plots = []
+    for other in (mixed(0.9), shares):
+        found = {**compare_stages([*lines("a", mixed(0.9)), *lines("a+b", other)], TOLD), "statement": "test"}
+        plots.append((stages_plot(found), found["comparisons"][0]["metrics"]["jsd_bits"]["estimate"]))
+    (near, _), (away, difference) = plots
+    assert difference > 0.1
+    assert f"<!-- {difference:.3f} -->" in away
+    assert f"<!-- {difference:.3f} -->" not in near
 
 
 @pytest.mark.parametrize("jsd", [0.02, 0.0])
