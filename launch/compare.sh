@@ -107,17 +107,17 @@ prefer() { # NAME PAIRS OPTIONS...: pairs of answers into the folder PAIRS, then
 check_ablations() { # before hours of training, not after them
     local one of key command
     for one in ${ablations[@]+"${ablations[@]}"}; do
-        of="${one%%.*}" key="${one%%=*}" key="${key#*.}"
+        read -r of key _ <<<"$one"
         case "$of" in think) command=sft ;; pairs) command="prepare preferences" ;; *) command="$of" ;; esac
         equivox $command --help | grep -qE -- "--$key( |,|\$)" || refuse "--ablate $key: equivox $command has no --$key"
     done
 }
 
 ablate() { # a stage with each value of --ablate, every one on top of it
-    local one of key value
+    local one of key values value
     for one in ${ablations[@]+"${ablations[@]}"}; do
-        of="${one%%.*}" key="${one%%=*}" key="${key#*.}"
-        for value in $(tr ',' ' ' <<<"${one#*=}"); do
+        read -r of key values <<<"$one"
+        for value in ${values//,/ }; do
             case "$of" in
                 dpo) train "think+dpo+$key=$value" dpo "${follow[@]}" --pairs "$run/pairs/pairs.parquet" "--$key" "$value" ;;
                 pairs) prefer "think+dpo+$key=$value" "pairs+$key=$value" "--$key" "$value" ;;
@@ -157,9 +157,9 @@ read_options() {
                 ;;
             --ablate)
                 # A value becomes part of a system's name.
-                [[ "${2-}" =~ ^(sft|think|pairs|dpo|grpo)\.[A-Za-z_]+=[^/,@]+(,[^/,@]+)*$ ]] ||
+                [[ "${2-}" =~ ^(sft|think|pairs|dpo|grpo)\.([A-Za-z_]+)=([^/,@]+(,[^/,@]+)*)$ ]] ||
                     refuse "--ablate ${2-}: expected STAGE.KEY=VALUE,VALUE of sft, think, pairs, dpo or grpo, values without / or @"
-                ablations+=("$2") && shift 2
+                ablations+=("${BASH_REMATCH[*]:1:3}") && shift 2 # the stage, the key, the values
                 ;;
             --name) name="${2:?--name takes a name for the run}" && shift 2 ;;
             # Files are named from the folder that the user is in.

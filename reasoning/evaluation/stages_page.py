@@ -25,7 +25,7 @@ _METRICS = {
 }
 _COLOURS = {"label": "C0", "verbalized": "C1"}
 _FARTHEST = 0.6
-"""Where the plot's scale of jsd_bits ends: a quarter above what one rater scores on CREMA-D."""
+"""Where the plot's scale of jsd_bits ends: a third above what one rater scores on CREMA-D."""
 _STEP = 0.1
 """Where its scale of differences ends: ten of the margins that matter."""
 _RULES = (
@@ -147,7 +147,7 @@ def _marks(found: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     priors = [stage["metrics"]["jsd_bits"] for stage in found["stages"] if stage["name"] == "training_prior"]
     marks = [("training prior", prior["estimate"], "--") for prior in priors]
     if human["raters"]:
-        most = max(human["raters"], key=int)
+        most = max(human["raters"])
         marks.append((f"{most} raters", human["raters"][most]["estimate"], "-."))
     return [*marks, ("vote sampling alone", human["sampling_floor"]["estimate"], ":")]
 

@@ -255,7 +255,7 @@ def test_what_lies_off_the_plots_scales_stands_there_as_a_figure():
     shares = np.eye(votes.shape[1])[votes.argmin(axis=1)]
     plots = []
     for other in (mixed(0.9), shares):
-        found = {**compare_stages([*lines("a", mixed(0.9)), *lines("a+b", other)], TOLD), "statement": "test"}
+        found = compare_stages([*lines("a", mixed(0.9)), *lines("a+b", other)], TOLD)
         plots.append((stages_plot(found), found["comparisons"][0]["metrics"]["jsd_bits"]["estimate"]))
     (near, _), (away, difference) = plots
     assert difference > 0.1
